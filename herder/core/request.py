@@ -1,0 +1,135 @@
+"""One engine request and what comes back: the same for the command line, the Python API and every server dialect."""
+
+from __future__ import annotations
+
+import enum
+import math
+from dataclasses import dataclass, field
+
+from herder.core.errors import UsageError
+
+MAX_TOP_LOGPROBS = 64  # HD_MAX_TOP of the native core
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How to choose a token. The order of the steps is fixed (docs/numerics.md): bias, penalties, mask, temperature,
+    top-k, top-p, min-p, draw.
+
+    temperature 0 is greedy (lowest id wins a tie). top_k 0, top_p 1, min_p 0 and penalties (1, 0, 0) are off.
+    seed: the same request with the same seed gives the same text; None lets the engine draw one and report it.
+    logprobs: None, or how many alternatives to report beside each token (0 = the token's own log-probability only).
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int | None = None
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, rule: str) -> None:
+            if not ok:
+                raise UsageError(f"{name} is {getattr(self, name)!r}: {rule}")
+
+        finite = math.isfinite
+        check(finite(self.temperature) and 0 <= self.temperature <= 100, "temperature", "must be between 0 and 100")
+        check(self.top_k >= 0, "top_k", "must be 0 (off) or more")
+        check(0 < self.top_p <= 1, "top_p", "must be above 0 and at most 1 (off)")
+        check(0 <= self.min_p <= 1, "min_p", "must be between 0 (off) and 1")
+        check(
+            finite(self.repetition_penalty) and self.repetition_penalty > 0,
+            "repetition_penalty",
+            "must be above 0 (1 is off)",
+        )
+        check(finite(self.presence_penalty), "presence_penalty", "must be a finite number (0 is off)")
+        check(finite(self.frequency_penalty), "frequency_penalty", "must be a finite number (0 is off)")
+        check(self.seed is None or 0 <= self.seed < 2**64, "seed", "must be between 0 and 2**64 - 1")
+        check(
+            self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS,
+            "logprobs",
+            f"must be between 0 and {MAX_TOP_LOGPROBS}",
+        )
+        for token, bias in self.logit_bias:
+            if token < 0 or math.isnan(bias):
+                raise UsageError(f"logit_bias has {token}: {bias!r}: ids are 0 or more and a bias is a number")
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether any penalty needs to see the history."""
+        return bool(self.repetition_penalty != 1 or self.presence_penalty or self.frequency_penalty)
+
+
+class FinishReason(enum.StrEnum):
+    STOP = "stop"  # an end-of-turn token, a stop string or a stop token
+    LENGTH = "length"  # max_tokens, or the context is full
+    ABORT = "abort"  # the caller cancelled
+    ERROR = "error"  # the executor failed; Finished.error says how
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural log-probability of a token under the model (before bias, penalties, mask and temperature)."""
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the engine runs: tokens in, tokens out. Text lives above (text/, chat/).
+
+    stop_tokens end the generation and are not part of the output. max_tokens None: as long as the context holds.
+    priority: lower runs first; equal priorities are served in order of arrival.
+    """
+
+    prompt: tuple[int, ...]
+    max_tokens: int | None = None
+    sampling: Sampling = field(default_factory=Sampling)
+    stop_tokens: frozenset[int] = frozenset()
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0  # prompt tokens whose KV entries were found in the prefix cache
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds on the monotonic clock, as durations."""
+
+    queue: float  # submit -> first scheduled
+    prefill: float  # first scheduled -> first token
+    decode: float  # first token -> last token
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """An event of a running request: one token was generated."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event of a request."""
+
+    reason: FinishReason
+    usage: Usage
+    timings: Timings
+    seed: int
+    stop_token: int | None = None  # the stop token that ended it, if one did
+    error: Exception | None = None
+
+
+Event = NewToken | Finished
