@@ -1,8 +1,8 @@
 /* Herder's native core: the C ABI.
  *
  * The core knows numbers and nothing else: no file parser, no tokenizer, no HTTP. The caller hands it tensors in their
- * storage format (pointers into a mapped file are fine), the core repacks them into its compute layouts, and from then on
- * one call runs one batch: any number of sequences, any number of new tokens each, sampling included.
+ * storage format (pointers into a mapped file are fine), the core repacks them into its compute layouts, and from then
+ * on one call runs one batch: any number of sequences, any number of new tokens each, sampling included.
  *
  * Errors come back by value: every fallible function returns HD_OK or a code and fills the hd_error given to it.
  * No function throws, exits, prints, or touches the environment. All functions are safe to call without the GIL.
@@ -29,11 +29,11 @@ extern "C" {
 
 typedef enum hd_status {
   HD_OK = 0,
-  HD_ERR_ARGUMENT = 1,  /* a value the caller passed is wrong: the message says which */
-  HD_ERR_MEMORY = 2,    /* an allocation failed */
-  HD_ERR_FORMAT = 3,    /* a storage format or shape this core does not hold */
-  HD_ERR_NUMERIC = 4,   /* the forward pass produced NaN or infinity */
-  HD_ERR_INTERNAL = 5,  /* a bug of ours */
+  HD_ERR_ARGUMENT = 1,   /* a value the caller passed is wrong: the message says which */
+  HD_ERR_MEMORY = 2,     /* an allocation failed */
+  HD_ERR_FORMAT = 3,     /* a storage format or shape this core does not hold */
+  HD_ERR_NUMERIC = 4,    /* the forward pass produced NaN or infinity */
+  HD_ERR_INTERNAL = 5,   /* a bug of ours */
   HD_ERR_INTERRUPTED = 6 /* hd_model_interrupt was called during hd_forward */
 } hd_status;
 
@@ -99,10 +99,11 @@ typedef struct hd_config {
   const float* rope_inv_freq;  /* head_dim / 2 angular frequencies (radians per position), scaling already applied */
   float rope_attention_factor; /* multiplies cos and sin (YaRN, LongRoPE); 1 otherwise */
   const hd_layer_plan* layers; /* n_layers */
-  int32_t compute;             /* hd_dtype: AUTO keeps quantized weights quantized (int8 activations);
-                                  FLOAT32 expands every weight, activation and KV entry to float32 */
-  int32_t threads;             /* 0: one per core this process may run on */
-  int32_t kv_pages;            /* pages in the KV store, HD_PAGE_TOKENS tokens each */
+  /* hd_dtype: AUTO keeps quantized weights quantized (int8 activations); FLOAT32 expands every weight, activation and
+   * KV entry to float32 */
+  int32_t compute;
+  int32_t threads;  /* 0: one per core this process may run on */
+  int32_t kv_pages; /* pages in the KV store, HD_PAGE_TOKENS tokens each */
 } hd_config;
 
 typedef struct hd_tensor {
@@ -118,21 +119,23 @@ typedef struct hd_model hd_model;
 /* Sampling of one chunk's outputs. The order is fixed and documented in docs/numerics.md:
  * bias -> repetition, presence, frequency penalty -> mask -> temperature -> top-k -> top-p -> min-p -> draw. */
 typedef struct hd_sampling {
-  float temperature; /* 0: greedy, the lowest id wins a tie */
-  int32_t top_k;     /* 0: off */
-  float top_p;       /* 1: off */
-  float min_p;       /* 0: off */
-  float repetition_penalty, presence_penalty, frequency_penalty; /* 1, 0, 0: off */
-  uint64_t seed;      /* output i of a request draws from a counter-based generator at (seed, i) */
-  int64_t step;       /* i of the first output of this chunk */
+  float temperature;        /* 0: greedy, the lowest id wins a tie */
+  int32_t top_k;            /* 0: off */
+  float top_p;              /* 1: off */
+  float min_p;              /* 0: off */
+  float repetition_penalty; /* 1: off */
+  float presence_penalty;   /* 0: off */
+  float frequency_penalty;  /* 0: off */
+  uint64_t seed;            /* output i of a request draws from a counter-based generator at (seed, i) */
+  int64_t step;             /* i of the first output of this chunk */
   int32_t n_bias;
   const int32_t* bias_ids;
   const float* bias_values;
-  const uint32_t* mask; /* NULL, or ceil(vocab / 32) words: bit set = token allowed. One row per output position. */
+  const uint32_t* mask;   /* NULL, or ceil(vocab / 32) words: bit set = token allowed. One row per output position. */
   const int32_t* history; /* tokens the penalties see (prompt and output so far); NULL when no penalty is on */
   int32_t n_history;
-  int32_t n_prompt;      /* the first n_prompt of history are prompt: repetition penalty sees them, the other two do not */
-  int32_t top_logprobs;  /* how many alternatives to report per output, 0..HD_MAX_TOP */
+  int32_t n_prompt; /* the first n_prompt of history are prompt: repetition penalty sees them, the other two do not */
+  int32_t top_logprobs; /* how many alternatives to report per output, 0..HD_MAX_TOP */
 } hd_sampling;
 
 #define HD_MAX_TOP 64
@@ -150,21 +153,21 @@ typedef struct hd_chunk {
   int32_t start;        /* position of tokens[0] */
   const int32_t* pages; /* page numbers covering positions 0 .. start + n_tokens - 1 */
   int32_t n_pages;
-  int32_t n_outputs; /* results are wanted at the last n_outputs positions, 0..n_tokens */
-  int32_t want;      /* bits of hd_want */
+  int32_t n_outputs;           /* results are wanted at the last n_outputs positions, 0..n_tokens */
+  int32_t want;                /* bits of hd_want */
   const hd_sampling* sampling; /* with HD_WANT_TOKEN */
   const int32_t* targets;      /* with HD_WANT_SCORE: n_outputs token ids */
   /* results, caller's memory; each required only if its want bit is set */
-  int32_t* out_tokens;       /* n_outputs */
-  float* out_logprobs;       /* n_outputs: log-probability of the sampled token (model distribution); may be NULL */
-  int32_t* out_top_ids;      /* n_outputs * top_logprobs, most likely first */
-  float* out_top_logprobs;   /* n_outputs * top_logprobs */
-  float* out_logits;         /* n_outputs * vocab */
-  float* out_scores;         /* n_outputs */
-  float* out_hidden;         /* n_outputs * dim */
+  int32_t* out_tokens;     /* n_outputs */
+  float* out_logprobs;     /* n_outputs: log-probability of the sampled token (model distribution); may be NULL */
+  int32_t* out_top_ids;    /* n_outputs * top_logprobs, most likely first */
+  float* out_top_logprobs; /* n_outputs * top_logprobs */
+  float* out_logits;       /* n_outputs * vocab */
+  float* out_scores;       /* n_outputs */
+  float* out_hidden;       /* n_outputs * dim */
 } hd_chunk;
 
-/* Reports activations by name ("layers.3.attn.out"), for tests that look for the first divergence. rows x cols floats. */
+/* Reports rows x cols floats of an activation by name ("layers.3.attn.out"), to find where two runs first diverge. */
 typedef void (*hd_tap)(void* context, const char* name, int64_t rows, int64_t cols, const float* data);
 
 HD_API int32_t hd_abi_version(void);
@@ -195,8 +198,8 @@ HD_API hd_status hd_sample(const float* logits, int32_t vocab, const hd_sampling
 HD_API hd_status hd_unpack(int32_t format, const void* data, size_t bytes, int64_t rows, int64_t cols, float* out,
                            hd_error* err);
 
-/* Measured limits of this machine: read bandwidth over `bytes` (bytes/s), peak int8 operations/s and float32 FLOP/s, all
- * with `threads` threads, each for about `seconds`. */
+/* Measured limits of this machine: read bandwidth over `bytes` (bytes/s), peak int8 operations/s and float32 FLOP/s,
+ * all with `threads` threads, each for about `seconds`. */
 HD_API hd_status hd_measure(int32_t threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,
                             double* f32_flops, hd_error* err);
 
