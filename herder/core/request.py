@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from herder.core.errors import UsageError
 
@@ -97,6 +99,21 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Runs the model over given tokens and reports on them; nothing is generated.
+
+    report: "scores": natural log-probability of tokens[i] given tokens[:i], for every i >= max(first, 1);
+    "logits": the logits after each position i >= first; "hidden": the final norm's output there.
+    Positions before `first` may come from the prefix cache; those from it on are always computed.
+    """
+
+    tokens: tuple[int, ...]
+    report: Literal["scores", "logits", "hidden"]
+    first: int = 0
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     prompt_tokens: int
     completion_tokens: int
@@ -121,6 +138,19 @@ class NewToken:
 
 
 @dataclass(frozen=True, slots=True)
+class Evaluated:
+    """An event of a running evaluation: its results for some more positions, in order.
+
+    scores: one float per position. logits, hidden: float32 buffers of vocab or dim values per position.
+    """
+
+    first: int  # scores: index of the first token scored; logits, hidden: the first position
+    scores: Sequence[float] = ()
+    logits: Any = None
+    hidden: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last event of a request."""
 
@@ -132,4 +162,4 @@ class Finished:
     error: Exception | None = None
 
 
-Event = NewToken | Finished
+Event = NewToken | Evaluated | Finished

@@ -1,0 +1,195 @@
+"""The loop: plan a step, build its batch, let the executor run it, apply the results. One thread, no waiting.
+
+The guarantee: a request with a seed gets the same tokens whatever else is in the batch, whether its prefix was cached,
+however its prompt was cut into chunks, after a preemption and after a restart. The executor promises that a token's
+result depends on nothing but the tokens before it, the sampling parameters, the seed and the index of the output; this
+file and sequence.py promise to hand it exactly these.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from time import monotonic
+
+from herder.core.batch import Batch, Chunk, Executor, Output, Want
+from herder.core.request import Evaluated, Evaluation, Finished, FinishReason, NewToken, Request
+from herder.engine.metrics import Counters, Stats
+from herder.engine.scheduler import Item, Policy, Scheduler
+from herder.engine.sequence import Sequence, Sink
+from herder.engine.speculate import Speculator, agreement
+
+
+class Loop:
+    """Runs requests on one executor, step by step; engine.Engine gives it a thread.
+
+    A sink is called with every event of its request, from within step(), add() or abort(). One that raises has lost its
+    reader, and its request is dropped.
+    """
+
+    def __init__(self, executor: Executor, policy: Policy | None = None) -> None:
+        self.executor = executor
+        self.policy = policy or Policy()
+        self.limits = executor.limits
+        self.scheduler = Scheduler(self.limits, self.policy)
+        self.counters = Counters()
+        self._arrivals = 0
+
+    @property
+    def idle(self) -> bool:
+        return self.scheduler.idle
+
+    def add(self, request: Request | Evaluation, sink: Sink, seed: int, submitted: float | None = None) -> Sequence:
+        """Takes a request that sequence.check() has let through."""
+        self._arrivals += 1
+        self.counters.submitted += 1
+        now = monotonic() if submitted is None else submitted
+        sequence = Sequence(request, self._arrivals, sink, self.limits, seed, now)
+        if self.policy.speculate and sequence.sampling is not None and not sequence.sampling.penalizes:
+            # With penalties each draft would have to enter the history that the next position sees: not worth it.
+            sequence.speculator = Speculator(self.policy.speculate)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def abort(self, sequence: Sequence) -> None:
+        """Ends a request between two steps; does nothing when it has ended already."""
+        if not sequence.finished:
+            self._finish(sequence, FinishReason.ABORT)
+
+    def abort_all(self) -> None:
+        scheduler = self.scheduler
+        for sequence in [*scheduler.running, *(sequence for _, sequence in scheduler.waiting)]:
+            self.abort(sequence)
+
+    def step(self) -> bool:
+        """Runs one batch; False when there is nothing to do."""
+        items = self.scheduler.plan()
+        if not items:
+            return False
+        chunks = []
+        started = monotonic()
+        for item in items:
+            sequence = item.sequence
+            if not sequence.scheduled:
+                sequence.scheduled = started
+                self.counters.cached_tokens += sequence.cached_tokens
+            chunks.append(sequence.chunk(item.count, item.drafts))
+        counters = self.counters
+        counters.steps += 1
+        try:
+            ticket = self.executor.launch(Batch(tuple(chunks)))
+            outputs = self.executor.result(ticket)
+        except Exception as error:  # whatever it is, only this batch is lost; the readers learn which
+            counters.executor_seconds += monotonic() - started
+            for item in items:
+                self._finish(item.sequence, FinishReason.ERROR, error=error)
+            return True
+        now = monotonic()
+        counters.executor_seconds += now - started
+        for item, chunk, output in zip(items, chunks, outputs, strict=True):
+            assert output.seq == chunk.seq, f"the executor answered for sequence {output.seq}, not {chunk.seq}"
+            try:
+                self._apply(item, chunk, output, now)
+            except _SinkError:
+                if not item.sequence.finished:
+                    self._drop(item.sequence)
+        return True
+
+    def stats(self) -> Stats:
+        scheduler = self.scheduler
+        cache = scheduler.cache
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            pages=scheduler.pool.size,
+            pages_used=scheduler.pool.size - cache.available,
+            pages_cached=cache.cached,
+            evictions=cache.evictions,
+            preemptions=scheduler.preemptions,
+            counters=replace(self.counters),
+        )
+
+    def _apply(self, item: Item, chunk: Chunk, output: Output, now: float) -> None:
+        sequence, counters = item.sequence, self.counters
+        sequence.computed += item.count
+        if chunk.outputs == 0:
+            counters.prompt_tokens += item.count
+            self.scheduler.computed(sequence)
+            return
+        if chunk.want != Want.TOKEN:
+            counters.prompt_tokens += item.count
+            self._report(sequence, chunk, output)
+            return
+        counters.prompt_tokens += item.count - 1
+        if not sequence.first_token:
+            sequence.first_token = now
+        sequence.last_token = now
+        tokens = output.tokens
+        if item.drafts:
+            assert sequence.speculator is not None
+            accepted = agreement(item.drafts, tokens)
+            sequence.speculator.verified(len(item.drafts), accepted)
+            counters.drafted_tokens += len(item.drafts)
+            counters.accepted_tokens += accepted
+            tokens = tokens[: accepted + 1]
+        logprobs = output.logprobs
+        for index, token in enumerate(tokens):
+            if index:  # the draft before this token was right, so its position is computed as well
+                sequence.computed += 1
+            if token in sequence.stop_tokens:
+                self._finish(sequence, FinishReason.STOP, stop_token=token)
+                return
+            sequence.append(token)
+            counters.generated_tokens += 1
+            self._send(sequence, NewToken(token, logprobs[index] if logprobs else None))
+            if len(sequence.tokens) >= sequence.tokens_limit:
+                self._finish(sequence, FinishReason.LENGTH)
+                return
+        self.scheduler.computed(sequence)
+
+    def _report(self, sequence: Sequence, chunk: Chunk, output: Output) -> None:
+        first = sequence.reports_from
+        sequence.reports_from = sequence.computed
+        self.scheduler.computed(sequence)
+        if chunk.want == Want.SCORE:
+            event = Evaluated(first + 1, scores=output.scores)
+        else:
+            event = Evaluated(first, logits=output.logits, hidden=output.hidden)
+        self._send(sequence, event)
+        if sequence.computed == sequence.end:
+            self._finish(sequence, FinishReason.LENGTH)
+
+    def _send(self, sequence: Sequence, event: NewToken | Evaluated) -> None:
+        try:
+            sequence.sink(event)
+        except Exception as error:
+            raise _SinkError from error
+
+    def _finish(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        stop_token: int | None = None,
+        error: Exception | None = None,
+    ) -> None:
+        counters = self.counters
+        if reason is FinishReason.ABORT:
+            counters.aborted += 1
+        elif reason is FinishReason.ERROR:
+            counters.failed += 1
+        else:
+            counters.finished += 1
+            self.scheduler.computed(sequence)
+        self._drop(sequence)
+        timings = sequence.timings(monotonic())
+        try:
+            sequence.sink(Finished(reason, sequence.usage(), timings, sequence.seed, stop_token, error))
+        except Exception:
+            return  # its reader is gone, and so is the sequence already
+
+    def _drop(self, sequence: Sequence) -> None:
+        sequence.finished = True
+        self.scheduler.remove(sequence)
+
+
+class _SinkError(Exception):
+    """A reader could not be reached."""
