@@ -1,0 +1,1 @@
+"""Model files -> named tensors: finding, fetching and reading the files of a model."""
