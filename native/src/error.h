@@ -6,7 +6,7 @@
 
 #include "herder.h"
 
-namespace hd {
+namespace herder {
 
 // Writes the message (cut at the capacity of hd_error) and returns the status, so that a check reads
 // `if (bad) return fail(err, HD_ERR_ARGUMENT, "n_layers is %d: must be 1 or more", n);`. err may be null.
@@ -23,4 +23,4 @@ static hd_status fail(hd_error* err, hd_status status, const char* format, ...) 
   return status;
 }
 
-}  // namespace hd
+}  // namespace herder

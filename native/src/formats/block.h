@@ -10,7 +10,7 @@
 
 #include "herder.h"
 
-namespace hd {
+namespace herder {
 
 static_assert(std::endian::native == std::endian::little, "storage formats are read in place, as little-endian words");
 
@@ -112,4 +112,4 @@ static inline void split_nibbles(const uint8_t* packed, int n, uint8_t* code) {
   }
 }
 
-}  // namespace hd
+}  // namespace herder

@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: scale, f16 | 2: codes, 16 bytes of nibbles |
 struct IQ4_NL {
@@ -23,4 +23,4 @@ struct IQ4_NL {
 };
 static_assert(BlockFormat<IQ4_NL>);
 
-}  // namespace hd
+}  // namespace herder

@@ -4,7 +4,7 @@
 #include "formats/block.h"
 #include "formats/iq4_nl.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: d, f16 | 2: high two bits of the scales, u16 | 4: low four bits of the scales, 4 bytes | 8: codes, 128 bytes |
 // Scale g, in 0..63 around 32: bits 2 g and 2 g + 1 of the u16, nibble g of the 4 bytes. Bytes 16 g .. 16 g + 15 of the
@@ -29,4 +29,4 @@ struct IQ4_XS {
 };
 static_assert(BlockFormat<IQ4_XS>);
 
-}  // namespace hd
+}  // namespace herder

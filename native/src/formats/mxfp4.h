@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: scale, E8M0 | 1: codes, 16 bytes of nibbles |
 // The table holds the E2M1 values doubled, to be integers, and the scale is half of 2^(e - 127). Code 8, E2M1's -0, is
@@ -26,4 +26,4 @@ struct MXFP4 {
 };
 static_assert(BlockFormat<MXFP4>);
 
-}  // namespace hd
+}  // namespace herder

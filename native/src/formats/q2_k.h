@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: 16 bytes, scale (low nibble) and minimum (high) of each group | 16: codes, 64 bytes | 80: d, f16 | 82: dmin, f16
 // | Bytes 32 h .. 32 h + 31 of the codes hold values 128 h .. 128 h + 127: bits 2 j and 2 j + 1 of byte l are value 32
@@ -33,4 +33,4 @@ struct Q2_K {
 };
 static_assert(BlockFormat<Q2_K>);
 
-}  // namespace hd
+}  // namespace herder

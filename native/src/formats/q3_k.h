@@ -4,7 +4,7 @@
 #include "formats/block.h"
 #include "formats/q2_k.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: third bits, 32 bytes | 32: low two bits, 64 bytes as in Q2_K | 96: scales, 12 bytes | 108: d, f16 |
 // Bit b of byte l of the third bits belongs to value 32 b + l. Scale g, in 0..63 around 32, has its low four bits in
@@ -32,4 +32,4 @@ struct Q3_K {
 };
 static_assert(BlockFormat<Q3_K>);
 
-}  // namespace hd
+}  // namespace herder

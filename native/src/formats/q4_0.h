@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: scale, f16 | 2: codes, 16 bytes of nibbles |
 struct Q4_0 {
@@ -21,4 +21,4 @@ struct Q4_0 {
 };
 static_assert(BlockFormat<Q4_0>);
 
-}  // namespace hd
+}  // namespace herder

@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: scale, f16 | 2: minimum, f16 | 4: codes, 16 bytes of nibbles |
 struct Q4_1 {
@@ -22,4 +22,4 @@ struct Q4_1 {
 };
 static_assert(BlockFormat<Q4_1>);
 
-}  // namespace hd
+}  // namespace herder

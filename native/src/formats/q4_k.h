@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: d, f16 | 2: dmin, f16 | 4: scales and minima, 12 bytes | 16: codes, 128 bytes |
 // Bytes 32 c .. 32 c + 31 of the codes hold values 64 c .. 64 c + 63 as nibbles, low ones first.
@@ -36,4 +36,4 @@ struct Q4_K {
 };
 static_assert(BlockFormat<Q4_K>);
 
-}  // namespace hd
+}  // namespace herder

@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: scale, f16 | 2: fifth bits, bit i for value i | 6: low four bits, 16 bytes of nibbles |
 struct Q5_0 {
@@ -26,4 +26,4 @@ struct Q5_0 {
 };
 static_assert(BlockFormat<Q5_0>);
 
-}  // namespace hd
+}  // namespace herder

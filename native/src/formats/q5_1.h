@@ -4,7 +4,7 @@
 #include "formats/block.h"
 #include "formats/q5_0.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: scale, f16 | 2: minimum, f16 | 4: fifth bits, bit i for value i | 8: low four bits, 16 bytes of nibbles |
 struct Q5_1 {
@@ -24,4 +24,4 @@ struct Q5_1 {
 };
 static_assert(BlockFormat<Q5_1>);
 
-}  // namespace hd
+}  // namespace herder

@@ -4,7 +4,7 @@
 #include "formats/block.h"
 #include "formats/q4_k.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: d, dmin, scales and minima as in Q4_K | 16: fifth bits, 32 bytes | 48: low four bits, 128 bytes as in Q4_K |
 // Bit g of byte l of the fifth bits belongs to value 32 g + l.
@@ -25,4 +25,4 @@ struct Q5_K {
 };
 static_assert(BlockFormat<Q5_K>);
 
-}  // namespace hd
+}  // namespace herder

@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: low four bits, 128 bytes | 128: high two bits, 64 bytes | 192: scales, 16 signed bytes | 208: d, f16 |
 // Bytes 64 h .. 64 h + 63 of the low bits hold values 128 h .. 128 h + 127 as nibbles, low ones first; the high bits
@@ -29,4 +29,4 @@ struct Q6_K {
 };
 static_assert(BlockFormat<Q6_K>);
 
-}  // namespace hd
+}  // namespace herder

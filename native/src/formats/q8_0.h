@@ -3,7 +3,7 @@
 
 #include "formats/block.h"
 
-namespace hd {
+namespace herder {
 
 // | 0: scale, f16 | 2: 32 signed bytes | ; a code is the signed byte + 128
 struct Q8_0 {
@@ -21,4 +21,4 @@ struct Q8_0 {
 };
 static_assert(BlockFormat<Q8_0>);
 
-}  // namespace hd
+}  // namespace herder

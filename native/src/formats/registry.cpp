@@ -20,7 +20,7 @@
 #include "formats/q6_k.h"
 #include "formats/q8_0.h"
 
-namespace hd {
+namespace herder {
 namespace {
 
 template <BlockFormat F>
@@ -119,4 +119,4 @@ hd_status check_storage(int32_t id, int64_t rows, int64_t cols, size_t bytes, co
   return HD_OK;
 }
 
-}  // namespace hd
+}  // namespace herder

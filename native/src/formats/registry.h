@@ -6,7 +6,7 @@
 
 #include "herder.h"
 
-namespace hd {
+namespace herder {
 
 // One storage format. The fields are those of formats/block.h; F32, F16 and BF16 are blocks of one value with bits,
 // group and zero 0 and no unpack.
@@ -36,4 +36,4 @@ inline size_t row_bytes(const FormatInfo& format, int64_t cols) {
 // HD_ERR_ARGUMENT: rows or cols below 1, too large, or another number of bytes.
 hd_status check_storage(int32_t id, int64_t rows, int64_t cols, size_t bytes, const FormatInfo** format, hd_error* err);
 
-}  // namespace hd
+}  // namespace herder

@@ -5,7 +5,7 @@
 
 extern "C" hd_status hd_unpack(int32_t format, const void* data, size_t bytes, int64_t rows, int64_t cols, float* out,
                                hd_error* err) {
-  using namespace hd;
+  using namespace herder;
   const FormatInfo* info;
   if (hd_status status = check_storage(format, rows, cols, bytes, &info, err)) return status;
   if (data == nullptr) return fail(err, HD_ERR_ARGUMENT, "data is NULL");
