@@ -7,8 +7,8 @@ a u64 length and that many bytes. Source: docs/gguf.md of the ggml project.
 
 The header is read, not mapped, so that a file truncated meanwhile gives a short read and not a SIGBUS. Every length
 and count is checked against what is left of the file before anything is allocated for it. Strings may hold any bytes
-(byte-level vocabularies do), so they are decoded as UTF-8 with `surrogateescape`: `s.encode("utf-8", "surrogateescape")`
-gives the file's bytes back.
+(byte-level vocabularies do), so they are decoded as UTF-8 with `surrogateescape`, and
+`s.encode("utf-8", "surrogateescape")` gives the file's bytes back.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class StringArray(Sequence[str]):
 
 @dataclass(frozen=True, slots=True)
 class GGUFTensor:
-    """shape: as GGUF writes it, the fastest dimension first; (cols, rows) of a matrix. offset: from the file's start."""
+    """shape: as GGUF writes it, fastest dimension first: (cols, rows) of a matrix. offset: from the file's start."""
 
     name: str
     format: Format
@@ -143,8 +143,8 @@ class GGUF:
 def open_parts(path: Path) -> list[GGUF]:
     """The GGUF file at `path` and, when it is the first of a split model, the parts beside it, in order.
 
-    A split model is named `NAME-00001-of-00003.gguf`; its first part holds the metadata, and every part says its place in
-    `split.no` and `split.count`. Raises ModelFileError naming the part that is missing or out of place.
+    A split model is named `NAME-00001-of-00003.gguf`; its first part holds the metadata, and every part says its place
+    in `split.no` and `split.count`. Raises ModelFileError naming the part that is missing or out of place.
     """
     first = GGUF(path)
     parts = [first]
@@ -155,7 +155,7 @@ def open_parts(path: Path) -> list[GGUF]:
         match = _PART.search(path.name)
         if match is None:
             raise ModelFileError(
-                f"{path} is one of {count} parts, but is not named like NAME-00001-of-{count:05d}.gguf: rename the parts"
+                f"{path} is one of {count} parts, but its name is not like NAME-00001-of-{count:05d}.gguf: rename it"
             )
         stem = path.name[: match.start()]
         names = [f"{stem}-{i:05d}-of-{match[2]}.gguf" for i in range(1, int(match[2]) + 1)]
@@ -169,14 +169,16 @@ def open_parts(path: Path) -> list[GGUF]:
             parts.append(GGUF(path.parent / name))
         for i, part in enumerate(parts):
             if part.metadata.get("split.no") != i or part.metadata.get("split.count") != count:
+                said = f"{part.metadata.get('split.no')} of {part.metadata.get('split.count')}"
                 raise ModelFileError(
-                    f"{part.path} says it is part {part.metadata.get('split.no')} of {part.metadata.get('split.count')}, "
-                    f"counted from 0, but its name says {i} of {count}: download it again"
+                    f"{part.path} says it is part {said}, counted from 0, but its name says {i} of {count}: download it again"
                 )
         total = first.metadata.get("split.tensors.count")
         found = sum(len(part.tensors) for part in parts)
         if total is not None and total != found:
-            raise ModelFileError(f"{path} says split.tensors.count = {total}, but its parts hold {found}: download again")
+            raise ModelFileError(
+                f"{path} says split.tensors.count = {total}, but its parts hold {found}: download again"
+            )
         return parts
     except BaseException:
         for part in parts:
@@ -261,7 +263,7 @@ class _Cursor:
         return [self.value(kind, field, depth + 1) for _ in range(count)]
 
     def strings(self, count: int, field: str) -> StringArray:
-        """Walks from length to length; the strings are decoded later. This loop is most of the time of opening a file."""
+        """Walks from length to length; the strings are decoded later. This loop is most of the time opening takes."""
         self.need(8 * count, field)  # the least that count strings can take
         starts: list[int] = []
         append, length_at, pos = starts.append, _U64, self.pos
@@ -359,5 +361,3 @@ def _tensor(
             f"{field} needs bytes {base + offset} to {base + offset + size}, but the file ends at {cursor.file.size}"
         )
     return GGUFTensor(name, fmt, shape, base + offset, size)
-
-

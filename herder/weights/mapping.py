@@ -130,3 +130,25 @@ def _address_of(buffer: mmap.mmap) -> int:
     api.PyBuffer_Release(ctypes.byref(view))
     assert address is not None
     return int(address)
+
+
+class OwnedBytes:
+    """Bytes that had to be rearranged at opening, with the interface of MappedFile where a tensor needs it."""
+
+    def __init__(self, data: bytes) -> None:
+        import ctypes
+
+        self._data = bytearray(data)
+        self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
+
+    def address(self, offset: int) -> int:
+        return self._base + offset
+
+    def view(self, offset: int, count: int) -> memoryview:
+        return memoryview(self._data)[offset : offset + count]
+
+    def release(self, offset: int, count: int) -> None:
+        """Nothing to drop: these bytes exist nowhere else."""
+
+    def verify_unchanged(self) -> None:
+        """Always holds."""

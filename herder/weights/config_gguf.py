@@ -1,0 +1,184 @@
+"""GGUF metadata -> ModelConfig.
+
+Keys as in ggml's docs/gguf.md. Every key of the `llama` namespace is honoured, known to change nothing, or refused by
+name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from herder.core.config import LayerPlan, ModelConfig, Rope
+from herder.core.errors import ModelFileError, UnsupportedModel
+from herder.weights.fields import Fields, short
+from herder.weights.names import BIASES, Role, parse_name
+
+ARCHITECTURES = ("llama",)
+MAX_LAYERS = 4096
+MAX_WIDTH = 1 << 24  # dim, ffn_dim, heads, head_dim
+MAX_VOCAB = 1 << 27
+
+# Keys that change nothing about the computation, and why.
+_HARMLESS = {
+    "tensor_data_layout": "says that q and k rows are interleaved, which architecture `llama` implies",
+    "rope.scaling.finetuned": "whether the scaling was trained in; it is applied either way",
+    "expert_used_count": "means nothing without experts",
+}
+
+# Keys that change the computation unless they have one of these values.
+_NEUTRAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
+    ("expert_count", (0,), "mixture of experts"),
+    ("use_parallel_residual", (False,), "attention and feed-forward side by side"),
+    ("attention.causal", (True,), "attention that sees the future"),
+    ("attention.clamp_kqv", (0.0,), "clamped activations"),
+    ("attention.max_alibi_bias", (0.0,), "ALiBi positions"),
+    ("attention.sliding_window_pattern", (), "a sliding window in some layers only"),
+    ("attn_logit_softcapping", (0.0,), "capped attention logits"),
+    ("final_logit_softcapping", (0.0,), "capped logits"),
+    ("logit_scale", (0.0, 1.0), "scaled logits"),
+    ("residual_scale", (0.0, 1.0), "scaled residuals"),
+    ("embedding_scale", (0.0, 1.0), "scaled embeddings"),
+    ("pooling_type", (0,), "an embedding model that pools its outputs"),
+    ("rope.scaling.yarn_log_multiplier", (0.0,), "a YaRN variant of another architecture"),
+    ("rope.scaling.yarn_ext_factor", (-1.0, 1.0), "a partial YaRN extrapolation"),
+    ("rope.scaling.yarn_attn_factor", (-1.0, 1.0), "a changed YaRN attention factor"),
+)
+
+
+def check_architecture(where: str, metadata: Mapping[str, Any]) -> str:
+    """general.architecture, if it is one we run. Raises UnsupportedModel otherwise, naming what is supported."""
+    general = Fields(where, metadata, "general.")
+    kind = general.text("type", "model")
+    if kind != "model":
+        raise UnsupportedModel(f"{where} is a GGUF of type {short(kind)}, not a model: give the model it belongs to")
+    architecture = general.text("architecture")
+    if architecture not in ARCHITECTURES:
+        raise UnsupportedModel(
+            f"{where} has architecture {short(architecture)}, which is not supported; supported is "
+            f"{', '.join(ARCHITECTURES)} (Llama 1 to 3, Mistral 7B, SmolLM2 and others of that shape)"
+        )
+    return str(architecture)
+
+
+def config_from_gguf(
+    where: str,
+    metadata: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    factors: Mapping[str, tuple[float, ...]],
+) -> ModelConfig:
+    """The model's shape. shapes: tensor name -> GGUF shape, (cols, rows). factors: the values of the `rope_freqs` and
+    `rope_factors_*` tensors that the file has. Raises ModelFileError, UnsupportedModel."""
+    architecture = check_architecture(where, metadata)
+    general = Fields(where, metadata, "general.")
+    if general.integer("quantization_version", 2, low=0) != 2 and general.get("file_type") not in (None, 0, 1, 32):
+        raise UnsupportedModel(
+            f"{where}: general.quantization_version is {general.get('quantization_version')}; supported is 2: "
+            "quantize the model again with a current tool"
+        )
+    keys = Fields(where, metadata, architecture + ".")
+    for key, values, meaning in _NEUTRAL:
+        keys.neutral(key, values, meaning)
+    for key in _HARMLESS:
+        keys.get(key)
+
+    layers = keys.integer("block_count", high=MAX_LAYERS)
+    dim = keys.integer("embedding_length", high=MAX_WIDTH)
+    heads = keys.uniform("attention.head_count", high=MAX_WIDTH)
+    kv_heads = keys.uniform("attention.head_count_kv", heads, high=MAX_WIDTH)
+    if keys.get("attention.key_length") is None and dim % heads:
+        raise ModelFileError(f"{where}: embedding_length {dim} is not a multiple of head_count {heads}: damaged file")
+    head_dim = keys.integer("attention.key_length", dim // heads, high=MAX_WIDTH)
+    if keys.integer("attention.value_length", head_dim) != head_dim:
+        value_length = keys.get("attention.value_length")
+        raise UnsupportedModel(f"{where}: attention.value_length {value_length} differs from key_length {head_dim}")
+    if keys.integer("rope.dimension_count", head_dim) != head_dim:
+        rotated = keys.get("rope.dimension_count")
+        raise UnsupportedModel(f"{where}: RoPE over {rotated} of {head_dim} dimensions of a head is not supported")
+    scale = keys.get("attention.scale")
+    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
+        raise UnsupportedModel(f"{where}: attention.scale = {short(scale)} is not supported (1 / sqrt({head_dim}) is)")
+    window = keys.integer("attention.sliding_window", 0, low=0)
+    context = keys.integer("context_length")
+    config = ModelConfig(
+        architecture=architecture,
+        layers=layers,
+        dim=dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_dim=keys.uniform("feed_forward_length", high=MAX_WIDTH),
+        vocab=_vocabulary(keys, metadata, shapes),
+        context=context,
+        norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
+        rope=_rope(keys, context, factors),
+        plan=(LayerPlan(window=window or None),) * layers,
+        tied="output.weight" not in shapes,
+        attention_bias=_has(shapes, {Role.BQ, Role.BK, Role.BV, Role.BO}),
+        mlp_bias=_has(shapes, BIASES - {Role.BQ, Role.BK, Role.BV, Role.BO}),
+        name=general.text("name", ""),
+        licence=general.text("license", ""),
+    )
+    unknown = keys.unread()
+    if unknown:
+        raise UnsupportedModel(
+            f"{where}: {architecture}.{unknown[0]} = {short(keys.get(unknown[0]))} is not known here and may change "
+            "the computation: a newer version of herder may know it"
+        )
+    return config
+
+
+def _vocabulary(keys: Fields, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Rows of the embedding. The `vocab_size` key may be missing but must agree, and every token must have a row."""
+    embedding = shapes.get("token_embd.weight", ())
+    rows = embedding[1] if len(embedding) > 1 else 0
+    vocab: int = keys.integer("vocab_size", rows, high=MAX_VOCAB)
+    if rows and vocab != rows:
+        raise ModelFileError(
+            f"{keys.where}: vocab_size is {vocab}, but token_embd.weight has {rows} rows: damaged file"
+        )
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if tokens is not None and rows and len(tokens) > rows:
+        raise ModelFileError(
+            f"{keys.where}: tokenizer.ggml.tokens has {len(tokens)} entries, but token_embd.weight has {rows} rows"
+        )
+    return vocab
+
+
+def _rope(keys: Fields, context: int, factors: Mapping[str, tuple[float, ...]]) -> Rope:
+    """llama.cpp's reading of the keys: a factor without a type is linear; attn_factor multiplies YaRN's own factor."""
+    theta = keys.number("rope.freq_base", 10000.0)
+    linear = keys.number("rope.scale_linear", None)  # older name of rope.scaling.factor
+    factor = keys.number("rope.scaling.factor", linear or 1.0)
+    kind = keys.text("rope.scaling.type", "linear" if factor != 1.0 else "none")
+    original = keys.integer("rope.scaling.original_context_length", None)
+    attention = keys.number("rope.scaling.attn_factor", None)
+    beta_fast = keys.number("rope.scaling.yarn_beta_fast", 32.0)
+    beta_slow = keys.number("rope.scaling.yarn_beta_slow", 1.0)
+    if kind == "longrope":
+        for name in ("rope_factors_short.weight", "rope_factors_long.weight"):
+            if name not in factors:
+                raise ModelFileError(f"{keys.where}: rope.scaling.type is longrope, but tensor {name} is missing")
+        return Rope(
+            theta, "longrope", factor, original or context, attention_factor=attention or 1.0,
+            factors=factors["rope_factors_short.weight"], long_factors=factors["rope_factors_long.weight"],
+        )  # fmt: skip
+    divisors = factors.get("rope_freqs.weight")
+    if kind == "none":
+        return Rope(theta, factors=divisors)
+    if kind == "linear":
+        return Rope(theta, "linear", factor, factors=divisors)
+    if kind == "yarn":
+        own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+        return Rope(
+            theta, "yarn", factor, original or context, beta_fast=beta_fast, beta_slow=beta_slow,
+            attention_factor=own * (attention or 1.0), factors=divisors,
+        )  # fmt: skip
+    raise UnsupportedModel(
+        f"{keys.where}: {keys.prefix}rope.scaling.type is {short(kind)}; supported are none, linear, yarn, longrope"
+    )
+
+
+def _has(shapes: Mapping[str, tuple[int, ...]], roles: set[Role] | frozenset[Role]) -> bool:
+    return any(parsed is not None and parsed[0] in roles for parsed in map(parse_name, shapes))

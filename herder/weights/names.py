@@ -1,0 +1,113 @@
+"""Tensor names and one row order: what a file calls a tensor -> its role and layer -> the canonical name, and back.
+
+Canonical names are Hugging Face's (`model.layers.3.self_attn.q_proj.weight`), and q and k rows are canonically in its
+half-split RoPE order: within a head, rotation i pairs row i with row i + head_dim / 2. GGUF files of architecture
+`llama` keep Meta's interleaved order, which pairs rows 2i and 2i + 1; `interleaved_rows` gathers them. A gather of
+whole rows is exact for every storage format, since a block never spans two rows.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from array import array
+
+
+class Role(enum.IntEnum):
+    """What a tensor is; the values of hd_role in native/include/herder.h."""
+
+    EMBED = 0
+    HEAD = 1
+    FINAL_NORM = 2
+    ATTN_NORM = 3
+    WQ = 4
+    WK = 5
+    WV = 6
+    WO = 7
+    BQ = 8
+    BK = 9
+    BV = 10
+    BO = 11
+    FFN_NORM = 12
+    W_GATE = 13
+    W_UP = 14
+    W_DOWN = 15
+    B_GATE = 16
+    B_UP = 17
+    B_DOWN = 18
+
+
+# role: (canonical name, GGUF name); {} is the layer
+_NAMES: dict[Role, tuple[str, str]] = {
+    Role.EMBED: ("model.embed_tokens.weight", "token_embd.weight"),
+    Role.HEAD: ("lm_head.weight", "output.weight"),
+    Role.FINAL_NORM: ("model.norm.weight", "output_norm.weight"),
+    Role.ATTN_NORM: ("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight"),
+    Role.WQ: ("model.layers.{}.self_attn.q_proj.weight", "blk.{}.attn_q.weight"),
+    Role.WK: ("model.layers.{}.self_attn.k_proj.weight", "blk.{}.attn_k.weight"),
+    Role.WV: ("model.layers.{}.self_attn.v_proj.weight", "blk.{}.attn_v.weight"),
+    Role.WO: ("model.layers.{}.self_attn.o_proj.weight", "blk.{}.attn_output.weight"),
+    Role.BQ: ("model.layers.{}.self_attn.q_proj.bias", "blk.{}.attn_q.bias"),
+    Role.BK: ("model.layers.{}.self_attn.k_proj.bias", "blk.{}.attn_k.bias"),
+    Role.BV: ("model.layers.{}.self_attn.v_proj.bias", "blk.{}.attn_v.bias"),
+    Role.BO: ("model.layers.{}.self_attn.o_proj.bias", "blk.{}.attn_output.bias"),
+    Role.FFN_NORM: ("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight"),
+    Role.W_GATE: ("model.layers.{}.mlp.gate_proj.weight", "blk.{}.ffn_gate.weight"),
+    Role.W_UP: ("model.layers.{}.mlp.up_proj.weight", "blk.{}.ffn_up.weight"),
+    Role.W_DOWN: ("model.layers.{}.mlp.down_proj.weight", "blk.{}.ffn_down.weight"),
+    Role.B_GATE: ("model.layers.{}.mlp.gate_proj.bias", "blk.{}.ffn_gate.bias"),
+    Role.B_UP: ("model.layers.{}.mlp.up_proj.bias", "blk.{}.ffn_up.bias"),
+    Role.B_DOWN: ("model.layers.{}.mlp.down_proj.bias", "blk.{}.ffn_down.bias"),
+}
+
+BIASES = frozenset({Role.BQ, Role.BK, Role.BV, Role.BO, Role.B_GATE, Role.B_UP, Role.B_DOWN})
+PER_LAYER = frozenset(role for role in Role if role >= Role.ATTN_NORM)
+
+# Names that carry no weight of the model, and why they may be left out. Everything else unknown is refused.
+_IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
+    (
+        re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd(\.weight)?"),
+        "RoPE frequencies as older converters stored them: a function of rope_theta and head_dim, which we compute",
+    ),
+    (re.compile(r"rope_freqs\.weight"), "read into Rope.factors"),
+    (re.compile(r"rope_factors_(short|long)\.weight"), "read into Rope.factors and Rope.long_factors"),
+)
+
+_LAYER = re.compile(r"(model\.layers|blk)\.(0|[1-9]\d{0,8})\.")
+_BY_NAME: dict[str, Role] = {name: role for role, names in _NAMES.items() for name in names}
+
+
+def canonical_name(role: Role, layer: int = 0) -> str:
+    """The Hugging Face name. layer is not used for the three roles outside the layers."""
+    return _NAMES[role][0].format(layer)
+
+
+def gguf_name(role: Role, layer: int = 0) -> str:
+    """The GGUF name. layer is not used for the three roles outside the layers."""
+    return _NAMES[role][1].format(layer)
+
+
+def parse_name(name: str) -> tuple[Role, int] | None:
+    """(role, layer) of a canonical or GGUF name; layer is 0 outside the layers; None for a name that is neither."""
+    layer = 0
+    match = _LAYER.match(name)
+    if match is not None:
+        layer = int(match[2])
+        name = f"{match[1]}.{{}}.{name[match.end() :]}"
+    role = _BY_NAME.get(name)
+    return None if role is None else (role, layer)
+
+
+def ignored(name: str) -> str | None:
+    """Why the tensor of this name may be left out, or None when it may not."""
+    return next((reason for pattern, reason in _IGNORED if pattern.fullmatch(name)), None)
+
+
+def interleaved_rows(heads: int, head_dim: int) -> array[int]:
+    """Row map from interleaved to half-split order: canonical row r is source row map[r]. heads * head_dim entries.
+
+    Canonical row (h, s, i), s the half and i the rotation, is source row (h, i, s); the inverse of the permutation that
+    Hugging Face's converter applies to Meta's q and k: view(heads, head_dim / 2, 2, cols).transpose(1, 2).
+    """
+    half = head_dim // 2
+    return array("I", (h * head_dim + 2 * i + s for h in range(heads) for s in range(2) for i in range(half)))

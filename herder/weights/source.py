@@ -1,0 +1,234 @@
+"""open_model(path) -> ModelFiles: a GGUF file or a Hugging Face directory as a configuration and named tensors.
+
+The tensors are checked against the configuration before anything is loaded: each required one is there once, with the
+right shape; whatever else the files hold is known to carry nothing, or refused by name.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from herder.core.config import ModelConfig
+from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
+from herder.formats.table import BY_ID, Format
+from herder.weights.mapping import MappedFile, OwnedBytes
+from herder.weights.names import BIASES, PER_LAYER, Role, canonical_name
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """One tensor in its storage format, where it lies in memory.
+
+    name: canonical. layer: 0 outside the layers. format_id: GGUF type id (herder.formats.table).
+    A matrix is (rows = outputs, cols = inputs); a vector has rows = 1. Row-major, no padding between rows.
+    address: of the first byte, valid until ModelFiles.close(); aligned to the file's alignment only, so possibly not to
+    the element size (safetensors). bytes: its length.
+    row_map: None, or `rows` entries: row r of the tensor is stored row row_map[r].
+    """
+
+    name: str
+    role: Role
+    layer: int
+    format_id: int
+    rows: int
+    cols: int
+    address: int
+    bytes: int
+    row_map: array[int] | None = None
+    file: MappedFile | OwnedBytes | None = field(default=None, repr=False, compare=False)
+    offset: int = field(default=0, repr=False, compare=False)
+
+    @property
+    def format(self) -> Format:
+        return BY_ID[self.format_id]
+
+    def view(self) -> memoryview:
+        """The stored bytes, without a copy. Release it before ModelFiles.close()."""
+        assert self.file is not None
+        return self.file.view(self.offset, self.bytes)
+
+    def release(self) -> None:
+        """Drops the mapped pages from this process's memory, for a loader that has repacked the tensor."""
+        assert self.file is not None
+        self.file.release(self.offset, self.bytes)
+
+
+class ModelFiles:
+    """The open files of one model.
+
+    kind: `gguf` or `safetensors`. path: what was opened; paths: every weight file. file_bytes: their total size.
+    tensors: in file order; read them through `load()`, which checks that the files are still whole.
+    metadata: a GGUF's key/values (see weights/gguf.py for the types), or {"config.json": {...}, ...} of a directory.
+    vocabulary_only: a GGUF without tensors, of which only the tokenizer can be used; `config` then raises.
+    chat_templates: Jinja source by name; `default` is `chat_template`.
+    bos, eos: token ids or None. stop_token_ids: every id that ends a turn, as far as the files say.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        path: Path,
+        files: list[MappedFile],
+        config: ModelConfig | None,
+        tensors: list[TensorSource],
+        metadata: Mapping[str, Any],
+        chat_templates: Mapping[str, str],
+        bos: int | None,
+        eos: int | None,
+        stop_token_ids: frozenset[int],
+        name: str,
+        licence: str,
+    ) -> None:
+        self.kind = kind
+        self.path = path
+        self.paths = tuple(file.path for file in files)
+        self.file_bytes = sum(file.size for file in files)
+        self.tensors = tensors
+        self.metadata = metadata
+        self.chat_templates = chat_templates
+        self.bos = bos
+        self.eos = eos
+        self.stop_token_ids = stop_token_ids
+        self.name = name
+        self.licence = licence
+        self._config = config
+        self._files = files
+
+    @property
+    def vocabulary_only(self) -> bool:
+        return self._config is None
+
+    @property
+    def config(self) -> ModelConfig:
+        if self._config is None:
+            raise UnsupportedModel(
+                f"{self.path} holds only a vocabulary: it can tokenize, but it has no weights to run"
+            )
+        return self._config
+
+    @property
+    def chat_template(self) -> str | None:
+        return self.chat_templates.get("default")
+
+    def load(self) -> Iterator[TensorSource]:
+        """The tensors one after another, the files checked before each and after the last.
+
+        Raises ModelFileError when a file changed since it was opened. What cannot be detected: a file truncated between
+        the check and the reading of that one tensor (SIGBUS ends the process, see weights/mapping.py), and a writer
+        that changes bytes and then sets the modification time back.
+        """
+        for tensor in self.tensors:
+            assert tensor.file is not None
+            tensor.file.verify_unchanged()
+            yield tensor
+        self.verify_unchanged()
+
+    def verify_unchanged(self) -> None:
+        """Raises ModelFileError when a file's size or modification time changed since it was opened."""
+        for file in self._files:
+            file.verify_unchanged()
+
+    def close(self) -> None:
+        """Unmaps the files: every address handed out becomes invalid."""
+        for file in self._files:
+            file.close()
+
+    def __enter__(self) -> ModelFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_model(path: Path) -> ModelFiles:
+    """Opens a .gguf file (or the first of a split one), or a directory with config.json and safetensors, or a directory
+    that holds one GGUF model. Maps the weights; reads no tensor.
+
+    Raises ModelNotFound, ModelFileError (damaged, contradictory) or UnsupportedModel (named reason).
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / "config.json").exists():
+            from herder.weights.source_hf import open_directory
+
+            return open_directory(path)
+        path = _gguf_in(path)
+    elif path.suffix in (".safetensors", ".bin", ".pth", ".pt"):
+        raise UnsupportedModel(f"{path} is not a whole model: give the directory that also holds config.json")
+    from herder.weights.source_gguf import open_gguf
+
+    return open_gguf(path)
+
+
+def _gguf_in(directory: Path) -> Path:
+    found = sorted(directory.glob("*.gguf"))
+    firsts = [p for p in found if "-of-" not in p.name or "-00001-of-" in p.name]
+    if len(firsts) == 1:
+        return firsts[0]
+    if firsts:
+        raise ModelNotFound(f"{directory} holds {len(firsts)} GGUF models: give one, such as {firsts[0]}")
+    raise ModelNotFound(f"{directory} holds neither config.json nor a .gguf file: give the directory of a model")
+
+
+def shape_of(role: Role, config: ModelConfig) -> tuple[int, int]:
+    """(rows, cols) that a tensor of this role must have; (1, length) for vectors."""
+    q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    return {
+        Role.EMBED: (config.vocab, config.dim),
+        Role.HEAD: (config.vocab, config.dim),
+        Role.FINAL_NORM: (1, config.dim),
+        Role.ATTN_NORM: (1, config.dim),
+        Role.WQ: (q, config.dim),
+        Role.WK: (kv, config.dim),
+        Role.WV: (kv, config.dim),
+        Role.WO: (config.dim, q),
+        Role.BQ: (1, q),
+        Role.BK: (1, kv),
+        Role.BV: (1, kv),
+        Role.BO: (1, config.dim),
+        Role.FFN_NORM: (1, config.dim),
+        Role.W_GATE: (config.ffn_dim, config.dim),
+        Role.W_UP: (config.ffn_dim, config.dim),
+        Role.W_DOWN: (config.dim, config.ffn_dim),
+        Role.B_GATE: (1, config.ffn_dim),
+        Role.B_UP: (1, config.ffn_dim),
+        Role.B_DOWN: (1, config.dim),
+    }[role]
+
+
+def check_shape_sanity(where: str, config: ModelConfig) -> None:
+    """Raises ModelFileError for a configuration that no model can have."""
+    if config.heads % config.kv_heads:
+        raise ModelFileError(f"{where}: {config.heads} heads are not a multiple of {config.kv_heads} KV heads")
+    if config.head_dim % 2:
+        raise ModelFileError(f"{where}: head_dim is {config.head_dim}: RoPE needs an even number")
+
+
+def check_complete(
+    where: str, config: ModelConfig, present: Iterable[tuple[Role, int]], biases: frozenset[Role]
+) -> None:
+    """Raises ModelFileError unless the tensors are exactly those the configuration asks for.
+
+    biases: the bias roles that each layer must have.
+    """
+    per_layer = (PER_LAYER - BIASES) | biases
+    required = {(role, layer) for role in per_layer for layer in range(config.layers)}
+    required |= {(Role.EMBED, 0), (Role.FINAL_NORM, 0)}
+    if not config.tied:
+        required.add((Role.HEAD, 0))
+    found = set(present)
+    missing = sorted(required - found, key=lambda item: (item[1], item[0]))
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise ModelFileError(f"{where}: tensor {canonical_name(*missing[0])} is missing{more}: download the file again")
+    extra = sorted(found - required)
+    if extra:
+        raise ModelFileError(
+            f"{where}: tensor {canonical_name(*extra[0])} does not belong to a model of {config.layers} layers with "
+            f"attention_bias {config.attention_bias}, mlp_bias {config.mlp_bias}: file and configuration disagree"
+        )
