@@ -1,0 +1,118 @@
+"""A GGUF of a model's shape with random weights: how fast a model runs does not depend on what it knows.
+
+    python bench/synthetic.py llama-3.2-1b OUT.gguf [--layers N]
+
+Matrices are Q4_0 and the tied embedding Q6_K, as llama.cpp's own Q4_0 files of this model have them. Blocks are random
+bytes under scales that give the weights a standard deviation of 0.02, so activations stay finite. There is no
+tokenizer in the file. Needs the packages `gguf` and `numpy`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+
+STD = 0.02
+
+
+@dataclass(frozen=True)
+class Shape:
+    layers: int
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    vocab: int
+    context: int
+    theta: float
+
+
+SHAPES = {
+    "llama-3.2-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256, 131072, 5e5),
+    "smollm2-135m": Shape(30, 576, 9, 3, 64, 1536, 49152, 8192, 1e5),
+}
+
+
+def q4_0(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(rows, bytes of a row): blocks of an f16 scale and 32 nibbles, value = scale * (nibble - 8)."""
+    blocks = rng.integers(0, 256, (rows * cols // 32, 18), np.uint8)
+    scale = STD / np.sqrt((16**2 - 1) / 12)
+    scales = (scale * rng.uniform(0.8, 1.2, len(blocks))).astype(np.float16)
+    blocks[:, :2] = scales[:, None].view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def q6_k(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """(rows, bytes of a row): 256 six-bit values, 16 int8 scales and an f16 scale, value = d * scale * (q - 32)."""
+    blocks = rng.integers(0, 256, (rows * cols // 256, 210), np.uint8)
+    blocks[:, 192:208] = rng.integers(96, 128, (len(blocks), 16), np.uint8)
+    d = STD / (112 * np.sqrt((64**2 - 1) / 12))
+    blocks[:, 208:] = np.full((len(blocks), 1), d, np.float16).view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+def write(path: Path, name: str, shape: Shape) -> None:
+    rng = np.random.default_rng(1)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name(f"{name}, random weights")
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.dim)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.ffn_dim)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.theta)
+    writer.add_vocab_size(shape.vocab)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
+    writer.add_tokenizer_model("none")
+
+    def matrix(name: str, rows: int, cols: int) -> None:
+        writer.add_tensor(name, q4_0(rng, rows, cols), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+
+    def ones(name: str) -> None:
+        writer.add_tensor(name, np.ones(shape.dim, np.float32))
+
+    embedding = gguf.GGMLQuantizationType.Q6_K if shape.dim % 256 == 0 else gguf.GGMLQuantizationType.Q4_0
+    make = q6_k if embedding == gguf.GGMLQuantizationType.Q6_K else q4_0
+    writer.add_tensor("token_embd.weight", make(rng, shape.vocab, shape.dim), raw_dtype=embedding)
+    ones("output_norm.weight")
+    for i in range(shape.layers):
+        ones(f"blk.{i}.attn_norm.weight")
+        matrix(f"blk.{i}.attn_q.weight", shape.heads * shape.head_dim, shape.dim)
+        matrix(f"blk.{i}.attn_k.weight", shape.kv_heads * shape.head_dim, shape.dim)
+        matrix(f"blk.{i}.attn_v.weight", shape.kv_heads * shape.head_dim, shape.dim)
+        matrix(f"blk.{i}.attn_output.weight", shape.dim, shape.heads * shape.head_dim)
+        ones(f"blk.{i}.ffn_norm.weight")
+        matrix(f"blk.{i}.ffn_gate.weight", shape.ffn_dim, shape.dim)
+        matrix(f"blk.{i}.ffn_up.weight", shape.ffn_dim, shape.dim)
+        matrix(f"blk.{i}.ffn_down.weight", shape.dim, shape.ffn_dim)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shape", choices=SHAPES)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, help="fewer layers than the shape has, for a quick try")
+    args = parser.parse_args()
+    shape = SHAPES[args.shape]
+    if args.layers:
+        shape = Shape(**{**vars(shape), "layers": args.layers})
+    write(args.out, args.shape, shape)
+
+
+if __name__ == "__main__":
+    main()
