@@ -88,11 +88,11 @@ unit: $(BUILD)/installed
 oracle: $(BUILD)/installed
 	$(RUN)/python -m pytest -m oracle $(PYTEST_ARGS)
 
-# make bench      the published figures, peers beside us (bench/README.md): half an hour on an idle machine
-bench: .venv/installed
-	$(PYTHON) -c "import sys; sys.exit('bench/README.md says how to build the peer') if not '$(LLAMA_PYTHON)' else None"
-	.venv/bin/python bench/llamacpp.py --llama-python $(LLAMA_PYTHON)
-	.venv/bin/python bench/start.py --llama-python $(LLAMA_PYTHON)
+# make bench      the published figures, llama.cpp beside us: LLAMA_PYTHON=... (bench/README.md); an idle machine, please
+bench: $(BUILD)/installed
+	@test -n "$(LLAMA_PYTHON)" || (echo "LLAMA_PYTHON is not set: bench/README.md says how to build the peer"; false)
+	$(RUN)/python -m bench.llamacpp --llama-python $(LLAMA_PYTHON)
+	$(RUN)/python -m bench.start --llama-python $(LLAMA_PYTHON)
 
 # make clean      all that these rules made
 clean:

@@ -1,6 +1,6 @@
 """A GGUF of a model's shape with random weights: how fast a model runs does not depend on what it knows.
 
-    python bench/synthetic.py llama-3.2-1b OUT.gguf [--layers N]
+    python -m bench.synthetic llama-3.2-1b OUT.gguf [--layers N]
 
 Matrices are Q4_0 and the tied embedding Q6_K, as llama.cpp's own Q4_0 files of this model have them. Blocks are random
 bytes under scales that give the weights a standard deviation of 0.02, so activations stay finite. There is no
