@@ -8,6 +8,7 @@ file and sequence.py promise to hand it exactly these.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from time import monotonic
 
@@ -32,6 +33,7 @@ class Loop:
         self.limits = executor.limits
         self.scheduler = Scheduler(self.limits, self.policy)
         self.counters = Counters()
+        self.closing = False  # a batch that fails now was interrupted by us
         self._arrivals = 0
 
     @property
@@ -56,9 +58,16 @@ class Loop:
             self._finish(sequence, FinishReason.ABORT)
 
     def abort_all(self) -> None:
-        scheduler = self.scheduler
-        for sequence in [*scheduler.running, *(sequence for _, sequence in scheduler.waiting)]:
+        for sequence in self.scheduler.sequences():
             self.abort(sequence)
+
+    def fail(self, cause: BaseException) -> None:
+        """After a bug of ours, when the bookkeeping can no longer be trusted: nobody may wait for ever."""
+        error = cause if isinstance(cause, Exception) else RuntimeError(repr(cause))
+        for sequence in self.scheduler.sequences():
+            if not sequence.finished:
+                sequence.finished = True
+                self._farewell(sequence, FinishReason.ERROR, None, error)
 
     def step(self) -> bool:
         """Runs one batch; False when there is nothing to do."""
@@ -81,7 +90,10 @@ class Loop:
         except Exception as error:  # whatever it is, only this batch is lost; the readers learn which
             counters.executor_seconds += monotonic() - started
             for item in items:
-                self._finish(item.sequence, FinishReason.ERROR, error=error)
+                if self.closing:
+                    self._finish(item.sequence, FinishReason.ABORT)
+                else:
+                    self._finish(item.sequence, FinishReason.ERROR, error=error)
             return True
         now = monotonic()
         counters.executor_seconds += now - started
@@ -180,11 +192,14 @@ class Loop:
             counters.finished += 1
             self.scheduler.computed(sequence)
         self._drop(sequence)
+        self._farewell(sequence, reason, stop_token, error)
+
+    def _farewell(
+        self, sequence: Sequence, reason: FinishReason, stop_token: int | None, error: Exception | None
+    ) -> None:
         timings = sequence.timings(monotonic())
-        try:
+        with suppress(Exception):  # its reader may be gone, and the sequence is gone already
             sequence.sink(Finished(reason, sequence.usage(), timings, sequence.seed, stop_token, error))
-        except Exception:
-            return  # its reader is gone, and so is the sequence already
 
     def _drop(self, sequence: Sequence) -> None:
         sequence.finished = True

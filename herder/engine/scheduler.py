@@ -75,6 +75,10 @@ class Scheduler:
     def idle(self) -> bool:
         return not self.running and not self.waiting
 
+    def sequences(self) -> list[Sequence]:
+        """Everything under way, running or waiting."""
+        return [*self.running, *(sequence for _, sequence in self.waiting)]
+
     def add(self, sequence: Sequence) -> None:
         heappush(self.waiting, (sequence.key, sequence))
         if self.waiting[0][1] is sequence:

@@ -1,0 +1,1 @@
+"""Mechanism: what runs a batch. They meet the engine in core.batch.Executor."""

@@ -1,0 +1,206 @@
+"""A deterministic executor without a model, for tests of everything above the seam.
+
+It keeps a real paged store: 8 bytes for every position of every page. The entry of a position is a checksum over all
+entries before it, as read back through the block table, and its token; so is every result. A wrong block table, a stale
+or shared page written by two sequences, a wrong start or a wrong length therefore shows up as wrong tokens, and a
+correct engine gives the tokens of reference(), which knows no pages.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Limits, Output, Want
+from herder.core.request import Sampling, TokenLogprob
+
+_ENTRY = struct.Struct("<Ii")  # a function of the context's checksum, token
+_PAGE_BYTES = PAGE_TOKENS * _ENTRY.size
+
+
+class FakeModel:
+    """A model is a function from the entries up to a position to logits; no position forgets anything."""
+
+    def __init__(self, vocab: int, dim: int = 4) -> None:
+        self.vocab = vocab
+        self.dim = dim
+
+    @staticmethod
+    def entry(context: int, token: int) -> bytes:
+        """What the store keeps for a token, given the checksum over all entries before it.
+
+        The product matters: a CRC followed by itself has a constant CRC, which would forget the context.
+        """
+        return _ENTRY.pack(context * 0x9E3779B1 & 0xFFFFFFFF, token)
+
+    def greedy(self, state: int) -> int:
+        return state % self.vocab
+
+    def sample(
+        self, state: int, sampling: Sampling, seed: int, step: int, history: Sequence[int], prompt: int, mask: bytes
+    ) -> int:
+        """The token drawn in `state`: the greedy one at temperature 0, else one that depends on seed and step."""
+        token = self.greedy(state)
+        if sampling.temperature:
+            token = crc32(struct.pack("<IQq", state, seed, step)) % self.vocab
+        if sampling.penalizes:
+            token = (token + crc32(array("i", history).tobytes(), prompt)) % self.vocab
+        for biased, bias in sampling.logit_bias:
+            if bias >= 100:
+                token = biased
+        while mask and not mask[token // 8] >> (token % 8) & 1:
+            token = (token + 1) % self.vocab
+        return token
+
+    def logits(self, state: int) -> list[float]:
+        """Noise in [0, 1), and 2 for the greedy token."""
+        values = [crc32(struct.pack("<II", state, token)) / 2**32 for token in range(self.vocab)]
+        values[self.greedy(state)] = 2.0
+        return values
+
+    def logprobs(self, state: int) -> list[float]:
+        logits = self.logits(state)
+        total = math.log(sum(math.exp(value) for value in logits))
+        return [value - total for value in logits]
+
+    def hidden(self, state: int) -> list[float]:
+        return [crc32(struct.pack("<IiI", state, axis, 1)) / 2**31 - 1 for axis in range(self.dim)]
+
+
+def reference(
+    model: FakeModel, prompt: Sequence[int], tokens: int, sampling: Sampling, seed: int, stop: Iterable[int] = ()
+) -> list[int]:
+    """The tokens one request gets when it is alone: no pages, no batch, no cache; everything computed afresh."""
+    entries = b""
+    text = list(prompt)
+    for token in text:
+        entries += model.entry(crc32(entries), token)
+    generated: list[int] = []
+    while len(generated) < tokens:
+        token = model.sample(crc32(entries), sampling, seed, len(generated), text, len(prompt), b"")
+        if token in stop:
+            break
+        text.append(token)
+        generated.append(token)
+        entries += model.entry(crc32(entries), token)
+    return generated
+
+
+@dataclass(slots=True)
+class _Ticket:
+    batch: Batch
+    number: int
+
+
+class FakeExecutor:
+    """fail: called with the number of the batch (from 0) and the batch; an exception it returns is raised by result()
+    after half of the batch's entries have been written, as a real failure would leave them."""
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        dim: int = 4,
+        fail: Callable[[int, Batch], Exception | None] | None = None,
+    ) -> None:
+        self._limits = limits
+        self.model = FakeModel(limits.vocab, dim)
+        self.batches = 0
+        self.closed = False
+        self._fail = fail
+        self._store = bytearray(b"\xa5" * (limits.pages * _PAGE_BYTES))
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def launch(self, batch: Batch) -> _Ticket:
+        assert not self.closed, "launch on a closed executor"
+        limits = self._limits
+        assert 0 < len(batch.chunks) <= limits.batch_chunks, f"{len(batch.chunks)} chunks in a batch"
+        assert batch.tokens <= limits.batch_tokens, f"{batch.tokens} tokens in a batch"
+        tables = [page for chunk in batch.chunks for page in set(chunk.pages)]
+        for chunk in batch.chunks:
+            for page in chunk.pages[chunk.start // PAGE_TOKENS :]:
+                assert tables.count(page) == 1, f"page {page} is written by one sequence and held by another"
+            end = chunk.start + len(chunk.tokens)
+            assert chunk.tokens and end <= limits.context, f"chunk ends at {end} of {limits.context}"
+            assert len(chunk.pages) * PAGE_TOKENS >= end, f"{len(chunk.pages)} pages for {end} positions"
+            assert len(set(chunk.pages)) == len(chunk.pages), "a page twice in one block table"
+            assert all(0 <= page < limits.pages for page in chunk.pages), "a page that does not exist"
+            assert all(0 <= token < limits.vocab for token in chunk.tokens), "a token outside the vocabulary"
+            assert chunk.outputs <= len(chunk.tokens)
+            if chunk.want & Want.SCORE:
+                assert len(chunk.targets) == chunk.outputs
+            if chunk.want & Want.TOKEN:
+                assert chunk.sampling is not None
+        number = self.batches
+        self.batches += 1
+        return _Ticket(batch, number)
+
+    def result(self, ticket: _Ticket) -> list[Output]:
+        error = self._fail(ticket.number, ticket.batch) if self._fail is not None else None
+        if error is not None:
+            for chunk in ticket.batch.chunks[::2]:
+                self._write(chunk)
+            raise error
+        for chunk in ticket.batch.chunks:
+            self._write(chunk)
+        return [self._output(chunk, self._read(chunk)) for chunk in ticket.batch.chunks]
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _write(self, chunk: Chunk) -> None:
+        """Stores the entries of the chunk's tokens."""
+        context = self._checksum(chunk, chunk.start)
+        for position, token in enumerate(chunk.tokens, chunk.start):
+            at = chunk.pages[position // PAGE_TOKENS] * _PAGE_BYTES + position % PAGE_TOKENS * _ENTRY.size
+            self._store[at : at + _ENTRY.size] = entry = self.model.entry(context, token)
+            context = crc32(entry, context)
+
+    def _read(self, chunk: Chunk) -> list[int]:
+        """The states of the output positions: checksums over everything in the store up to each of them."""
+        end = chunk.start + len(chunk.tokens)
+        return [self._checksum(chunk, position + 1) for position in range(end - chunk.outputs, end)]
+
+    def _checksum(self, chunk: Chunk, positions: int) -> int:
+        store = memoryview(self._store)
+        checksum = 0
+        for index in range(-(-positions // PAGE_TOKENS)):
+            at = chunk.pages[index] * _PAGE_BYTES
+            size = min(positions - index * PAGE_TOKENS, PAGE_TOKENS) * _ENTRY.size
+            checksum = crc32(store[at : at + size], checksum)
+        return checksum
+
+    def _output(self, chunk: Chunk, states: list[int]) -> Output:
+        model, want, sampling = self.model, chunk.want, chunk.sampling
+        tokens: list[int] = []
+        logprobs: list[TokenLogprob] = []
+        if want & Want.TOKEN and sampling is not None:
+            history = list(chunk.history)
+            words = len(chunk.mask or b"") // max(chunk.outputs, 1)
+            for index, state in enumerate(states):
+                mask = chunk.mask[index * words : (index + 1) * words] if chunk.mask else b""
+                token = model.sample(
+                    state, sampling, chunk.seed, chunk.step + index, history, chunk.prompt_tokens, mask
+                )
+                tokens.append(token)
+                history += chunk.tokens[len(chunk.tokens) - chunk.outputs + index + 1 :][:1]
+                if sampling.logprobs is not None:
+                    every = model.logprobs(state)
+                    best = sorted(range(model.vocab), key=lambda t: (-every[t], t))[: sampling.logprobs]
+                    logprobs.append(TokenLogprob(token, every[token], tuple((t, every[t]) for t in best)))
+        logits = hidden = None
+        if want & Want.LOGITS:
+            logits = array("f", [value for state in states for value in model.logits(state)])
+        if want & Want.HIDDEN:
+            hidden = array("f", [value for state in states for value in model.hidden(state)])
+        scores: Sequence[float] = ()
+        if want & Want.SCORE:
+            scores = array("f", [model.logprobs(s)[t] for s, t in zip(states, chunk.targets, strict=True)])
+        return Output(chunk.seq, tuple(tokens), tuple(logprobs), logits, scores, hidden)

@@ -1,0 +1,236 @@
+"""The guarantees, by property tests on the fake executor: random arrivals, priorities, aborts, page pools, budgets and
+executor failures. Nothing leaks, everything finishes in a bounded number of steps, and every request gets exactly the
+tokens it would have got alone."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from zlib import crc32
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from herder.cache.pages import pages_for
+from herder.core.batch import PAGE_TOKENS, Batch, Limits
+from herder.core.request import Evaluated, Evaluation, Event, Finished, FinishReason, NewToken, Request, Sampling
+from herder.engine.loop import Loop
+from herder.engine.scheduler import Policy
+from herder.engine.sequence import Sequence, capacity
+from herder.runtime.fake import FakeExecutor, FakeModel, reference
+
+VOCAB = 5  # few tokens, so that prompts share prefixes, n-grams repeat and stop tokens are met
+
+policies = st.builds(
+    Policy,
+    prefill_tokens=st.integers(1, 40),
+    prefix_cache=st.booleans(),
+    speculate=st.sampled_from([0, 0, 1, 4]),
+    draft_tokens=st.integers(1, 8),
+)
+
+
+@st.composite
+def all_limits(draw: st.DrawFn) -> Limits:
+    pages = draw(st.integers(1, 12))
+    return Limits(
+        pages=pages,
+        context=draw(st.integers(4, pages * PAGE_TOKENS + 20)),
+        batch_tokens=draw(st.integers(1, 70)),
+        batch_chunks=draw(st.integers(1, 6)),
+        vocab=VOCAB,
+    )
+
+
+@st.composite
+def prompts(draw: st.DrawFn, longest: int) -> tuple[int, ...]:
+    """Runs of one token and a tail: likely to share full pages with other prompts."""
+    length = draw(st.integers(1, longest))
+    tail = draw(st.lists(st.integers(0, VOCAB - 1), max_size=4))
+    run = [draw(st.integers(0, 1))] * length
+    return tuple((run + tail)[-length:])
+
+
+@st.composite
+def requests(draw: st.DrawFn, limits: Limits) -> Request:
+    room = capacity(limits)
+    prompt = draw(prompts(room - 1))
+    sampling = Sampling(
+        temperature=draw(st.sampled_from([0.0, 1.0])),
+        repetition_penalty=draw(st.sampled_from([1.0, 1.0, 1.3])),
+        seed=draw(st.integers(0, 3)),
+    )
+    limit = draw(st.one_of(st.none(), st.integers(1, min(60, room - len(prompt)))))
+    return Request(
+        prompt=prompt,
+        max_tokens=limit,
+        sampling=sampling,
+        stop_tokens=frozenset(draw(st.sets(st.integers(0, VOCAB - 1), max_size=1))),
+        priority=draw(st.integers(0, 2)),
+    )
+
+
+@dataclass
+class Reader:
+    """Collects the events of one request."""
+
+    events: list[Event] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [event.token for event in self.events if isinstance(event, NewToken)]
+
+    @property
+    def finished(self) -> Finished | None:
+        last = self.events[-1] if self.events else None
+        return last if isinstance(last, Finished) else None
+
+
+def expected(request: Request, limits: Limits) -> list[int]:
+    room = capacity(limits) - len(request.prompt)
+    tokens = room if request.max_tokens is None else request.max_tokens
+    return reference(FakeModel(limits.vocab), request.prompt, tokens, request.sampling, request.sampling.seed or 0,
+                     request.stop_tokens)  # fmt: skip
+
+
+def add(loop: Loop, request: Request | Evaluation) -> tuple[Sequence, Reader]:
+    reader = Reader()
+    seed = request.sampling.seed if isinstance(request, Request) else 0
+    return loop.add(request, reader.events.append, seed or 0), reader
+
+
+def check_pages(loop: Loop) -> None:
+    """Every page is free, idle in the cache, or in the block table of a running sequence."""
+    scheduler = loop.scheduler
+    held = {page for sequence in scheduler.running for page in sequence.pages}
+    assert loop.limits.pages == len(held) + scheduler.cache.available
+    assert all(not sequence.pages and not sequence.nodes for _, sequence in scheduler.waiting)
+    assert len(scheduler.running) <= min(loop.limits.batch_chunks, loop.limits.batch_tokens)
+    for page in held:
+        holders = sum(page in sequence.pages for sequence in scheduler.running)
+        cached = sum(node.page == page for node in scheduler.cache._nodes.values())
+        assert scheduler.pool.references(page) == holders + cached
+
+
+def check_empty(loop: Loop) -> None:
+    assert loop.idle
+    loop.scheduler.cache.clear()
+    assert loop.scheduler.pool.free == loop.limits.pages
+
+
+def work(loop: Loop, everything: list[Request]) -> int:
+    """A generous bound on the steps: each request alone, started again for every page all of them grow by."""
+    steps, growth = 0, 0
+    for request in everything:
+        room = capacity(loop.limits)
+        total = room if request.max_tokens is None else len(request.prompt) + request.max_tokens
+        steps += total + 1
+        growth += pages_for(total)
+    return steps * (growth + 1)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_everyone_gets_the_tokens_they_would_get_alone(data: st.DataObject) -> None:
+    limits = data.draw(all_limits(), label="limits")
+    policy = data.draw(policies, label="policy")
+    coming = data.draw(st.lists(requests(limits), min_size=1, max_size=8), label="requests")
+    failing = data.draw(st.sets(st.integers(0, 60), max_size=2), label="failing batches")
+    failed: set[int] = set()
+
+    def fail(number: int, batch: Batch) -> Exception | None:
+        if number not in failing:
+            return None
+        failed.update(chunk.seq for chunk in batch.chunks)
+        return RuntimeError("the roof is on fire")
+
+    loop = Loop(FakeExecutor(limits, fail=fail), policy)
+    started: list[tuple[Request, Sequence, Reader]] = []
+    aborted: set[int] = set()
+    bound = work(loop, coming)
+    steps = 0
+    for request in coming:
+        started.append((request, *add(loop, request)))
+        for _ in range(data.draw(st.integers(0, 20), label="steps before the next arrival")):
+            steps += loop.step()
+            check_pages(loop)
+        if data.draw(st.integers(0, 5), label="abort") == 0:
+            _, sequence, reader = data.draw(st.sampled_from(started), label="whom")
+            if reader.finished is None:
+                aborted.add(sequence.arrival)
+            loop.abort(sequence)
+            check_pages(loop)
+    while loop.step():
+        check_pages(loop)
+        steps += 1
+        assert steps <= bound, "somebody starves"
+    check_empty(loop)
+    for request, sequence, reader in started:
+        finished = reader.finished
+        assert finished is not None
+        want = expected(request, limits)
+        assert finished.usage.completion_tokens == len(reader.tokens)
+        if sequence.arrival in aborted:
+            assert finished.reason is FinishReason.ABORT
+            assert reader.tokens == want[: len(reader.tokens)]
+        elif sequence.arrival in failed:
+            assert finished.reason is FinishReason.ERROR and finished.error is not None
+            assert reader.tokens == want[: len(reader.tokens)]
+        else:
+            assert reader.tokens == want
+            limit = capacity(limits) - len(request.prompt) if request.max_tokens is None else request.max_tokens
+            assert finished.reason is (FinishReason.LENGTH if len(want) == limit else FinishReason.STOP)
+    counters = loop.stats().counters
+    assert counters.finished + counters.aborted + counters.failed == counters.submitted == len(coming)
+    assert counters.accepted_tokens <= counters.drafted_tokens
+
+
+@given(st.data())
+def test_evaluations_share_the_loop_and_are_never_served_from_the_cache(data: st.DataObject) -> None:
+    limits = data.draw(all_limits(), label="limits")
+    loop = Loop(FakeExecutor(limits), data.draw(policies, label="policy"))
+    model = FakeModel(VOCAB)
+    room = capacity(limits)
+    mixed: list[Request | Evaluation] = []
+    for _ in range(data.draw(st.integers(1, 5), label="evaluations")):
+        tokens = data.draw(prompts(room))
+        report = data.draw(st.sampled_from(["scores", "logits", "hidden"]))
+        tokens = tokens * 2 if report == "scores" and len(tokens) == 1 else tokens
+        mixed.append(Evaluation(tokens, report, data.draw(st.integers(0, len(tokens) - 1))))
+    mixed += data.draw(st.lists(requests(limits), max_size=3))
+    readers = []
+    for request in data.draw(st.permutations(mixed)):
+        readers.append((request, add(loop, request)[1]))
+        for _ in range(data.draw(st.integers(0, 6))):
+            loop.step()
+            check_pages(loop)
+    while loop.step():
+        check_pages(loop)
+    check_empty(loop)
+    for request, reader in readers:
+        assert reader.finished is not None and reader.finished.reason is not FinishReason.ERROR, reader.finished
+        if isinstance(request, Request):
+            assert reader.tokens == expected(request, limits)
+            continue
+        values: list[float] = []
+        for event in reader.events[:-1]:
+            assert isinstance(event, Evaluated)
+            piece = list({"scores": event.scores, "logits": event.logits, "hidden": event.hidden}[request.report])
+            width = {"scores": 1, "logits": VOCAB, "hidden": model.dim}[request.report]
+            least = max(request.first, 1) if request.report == "scores" else request.first
+            assert event.first == least + len(values) // width
+            values += piece
+        assert values == evaluate(request)
+
+
+def evaluate(request: Evaluation) -> list[float]:
+    """What an evaluation must report, straight from the model's definition."""
+    model, entries, states = FakeModel(VOCAB), b"", []
+    for token in request.tokens:
+        entries += model.entry(crc32(entries), token)
+        states.append(crc32(entries))
+    if request.report == "scores":
+        scored = range(max(request.first, 1), len(request.tokens))
+        return list(array("f", [model.logprobs(states[i - 1])[request.tokens[i]] for i in scored]))
+    values = model.logits if request.report == "logits" else model.hidden
+    return list(array("f", [value for state in states[request.first :] for value in values(state)]))
