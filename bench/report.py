@@ -48,9 +48,9 @@ def markdown(result: dict[str, Any]) -> str:
         f"Herder {first['versions']['herder']}, llama-cpp-python {first['versions']['llama-cpp-python']}.",
         "",
         f"Medians of {plan['rounds']} rounds that interleave the entries. *prefill*: {plan['prompt']} tokens in one "
-        f"batch. *decode*: {plan['gen']} tokens after that prompt. *decode xN*: {plan['batched_gen']} tokens in each of "
-        f"N streams, each after a prompt of its own of {plan['batched_prompt']}, all streams together. In brackets: the "
-        "part of what this machine allows, by its measured read bandwidth and int8 peak.",
+        f"batch. *decode*: {plan['gen']} tokens after that prompt. *decode xN*: {plan['batched_gen']} tokens in each "
+        f"of N streams, all together, each after a prompt of its own of {plan['batched_prompt']} tokens. In brackets: "
+        "the part of what this machine allows, by its measured read bandwidth and int8 peak.",
         "",
         "Herder's figures include sampling; llama.cpp's are `llama_decode` alone, as in llama-bench.",
     ]

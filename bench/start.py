@@ -2,9 +2,9 @@
 
     python -m bench.start --llama-python PYTHON [--rounds 11] [--quick]
 
-Measured from outside: from just before the process is made to the first byte of the answer on its standard output, with
-the files in the page cache. Peak memory is the kernel's maximum resident set (it counts mapped pages of the model file).
-Rounds interleave the two; the figures are medians.
+Measured from outside: from just before the process is made to the first byte of the answer on its standard output,
+with the files in the page cache. Peak memory is the kernel's maximum resident set, which counts the mapped pages of the
+model file. Rounds interleave the two; the figures are medians.
 """
 
 from __future__ import annotations
