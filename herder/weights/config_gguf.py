@@ -148,7 +148,7 @@ def _vocabulary(keys: Fields, metadata: Mapping[str, Any], shapes: Mapping[str, 
 
 def _rope(keys: Fields, context: int, factors: Mapping[str, tuple[float, ...]]) -> Rope:
     """llama.cpp's reading of the keys: a factor without a type is linear; attn_factor multiplies YaRN's own factor."""
-    theta = keys.number("rope.freq_base", 10000.0)
+    theta = keys.number("rope.freq_base", 10000.0, low=1.0)
     linear = keys.number("rope.scale_linear", None)  # older name of rope.scaling.factor
     factor = keys.number("rope.scaling.factor", linear or 1.0)
     kind = keys.text("rope.scaling.type", "linear" if factor != 1.0 else "none")
@@ -170,10 +170,11 @@ def _rope(keys: Fields, context: int, factors: Mapping[str, tuple[float, ...]]) 
     if kind == "linear":
         return Rope(theta, "linear", factor, factors=divisors)
     if kind == "yarn":
-        own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+        if attention is not None and factor > 1:
+            attention *= 0.1 * math.log(factor) + 1.0
         return Rope(
             theta, "yarn", factor, original or context, beta_fast=beta_fast, beta_slow=beta_slow,
-            attention_factor=own * (attention or 1.0), factors=divisors,
+            attention_factor=attention, factors=divisors,
         )  # fmt: skip
     raise UnsupportedModel(
         f"{keys.where}: {keys.prefix}rope.scaling.type is {short(kind)}; supported are none, linear, yarn, longrope"

@@ -31,6 +31,10 @@ class Fields:
         self._read.add(key)
         return self._values.get(self.prefix + key)
 
+    def has(self, key: str) -> bool:
+        """Whether the key is there, if only with the value None."""
+        return self.prefix + key in self._values
+
     def unread(self) -> list[str]:
         """Keys under the prefix that no getter has asked for and that have a value, sorted, without the prefix."""
         keys = (k[len(self.prefix) :] for k, v in self._values.items() if k.startswith(self.prefix) and v is not None)

@@ -171,7 +171,7 @@ def open_parts(path: Path) -> list[GGUF]:
             if part.metadata.get("split.no") != i or part.metadata.get("split.count") != count:
                 said = f"{part.metadata.get('split.no')} of {part.metadata.get('split.count')}"
                 raise ModelFileError(
-                    f"{part.path} says it is part {said}, counted from 0, but its name says {i} of {count}: download it again"
+                    f"{part.path} says it is part {said}, counted from 0, but by its name {i} of {count}: rename it"
                 )
         total = first.metadata.get("split.tensors.count")
         found = sum(len(part.tensors) for part in parts)

@@ -8,6 +8,7 @@ mapping keeps the old file alive.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import stat
@@ -74,7 +75,7 @@ class MappedFile:
         return self._base + offset
 
     def view(self, offset: int, count: int) -> memoryview:
-        """The bytes [offset, offset + count) without a copy. Release it before close()."""
+        """The bytes [offset, offset + count) without a copy."""
         return memoryview(self.map())[offset : offset + count]
 
     def release(self, offset: int, count: int) -> None:
@@ -93,10 +94,12 @@ class MappedFile:
             raise self._changed()
 
     def close(self) -> None:
-        """Unmaps and closes; addresses and views handed out become invalid. Closing twice is harmless."""
+        """Unmaps and closes; addresses handed out become invalid. A view that is still alive keeps the mapping (and so
+        itself) valid until it is released. Closing twice is harmless."""
         if self._map is not None:
             mapped, self._map = self._map, None
-            mapped.close()
+            with contextlib.suppress(BufferError):  # views exist: unmapped when the last of them goes
+                mapped.close()
         self._file.close()
 
     def _changed(self) -> ModelFileError:
@@ -143,6 +146,9 @@ class OwnedBytes:
 
     def address(self, offset: int) -> int:
         return self._base + offset
+
+    def read(self, offset: int, count: int) -> bytes:
+        return bytes(self._data[offset : offset + count])
 
     def view(self, offset: int, count: int) -> memoryview:
         return memoryview(self._data)[offset : offset + count]

@@ -47,7 +47,7 @@ class TensorSource:
         return BY_ID[self.format_id]
 
     def view(self) -> memoryview:
-        """The stored bytes, without a copy. Release it before ModelFiles.close()."""
+        """The stored bytes, without a copy; they outlive ModelFiles.close()."""
         assert self.file is not None
         return self.file.view(self.offset, self.bytes)
 

@@ -27,7 +27,8 @@ def open_gguf(path: Path) -> ModelFiles:
     try:
         metadata = parts[0].metadata
         where = str(path)
-        config, tensors = None, []
+        config: ModelConfig | None = None
+        tensors: list[TensorSource] = []
         if any(part.tensors for part in parts):
             config, tensors = _model(where, parts)
         vocab = config.vocab if config is not None else _token_count(where, metadata)

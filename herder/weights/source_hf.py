@@ -1,0 +1,234 @@
+"""A Hugging Face directory as ModelFiles: config.json, safetensors files, and the small files beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from herder.core.config import ModelConfig
+from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
+from herder.formats.table import BY_NAME
+from herder.weights.config_hf import config_from_hf
+from herder.weights.fields import short
+from herder.weights.names import BIASES, Role, canonical_name, ignored, parse_name
+from herder.weights.safetensors import SafeTensor, SafeTensors, parse_object
+from herder.weights.source import ModelFiles, TensorSource, check_complete, check_shape_sanity, shape_of
+
+MAX_JSON = 64 << 20  # bytes; the largest real ones are tokenizer_config.json with a list of special tokens
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
+_LICENCE = re.compile(r"^license(?:_name)?:[ \t]*([^\s#][^\n#]{0,100})", re.MULTILINE)
+
+
+def open_directory(directory: Path) -> ModelFiles:
+    """Raises ModelNotFound, ModelFileError, UnsupportedModel."""
+    documents = {name: _json(directory / name) for name in ("config.json", "generation_config.json")}
+    documents |= {name: _json(directory / name) for name in ("tokenizer_config.json", "chat_template.json")}
+    metadata = {name: document for name, document in documents.items() if document is not None}
+    raw = metadata["config.json"]
+    where = str(directory / "config.json")
+    shards: list[SafeTensors] = []
+    try:
+        config = config_from_hf(where, raw, directory.resolve().name, _licence(directory))
+        check_shape_sanity(where, config)
+        paths, index = _weight_files(directory)
+        for path in paths:
+            shards.append(SafeTensors(path))
+        tensors = _tensors(directory, config, shards, index)
+        generation = metadata.get("generation_config.json", {})
+        eos = _ids(where, "eos_token_id", generation, raw, config.vocab)
+        bos = _ids(where, "bos_token_id", generation, raw, config.vocab)
+        return ModelFiles(
+            kind="safetensors",
+            path=directory,
+            files=[shard.file for shard in shards],
+            config=config,
+            tensors=tensors,
+            metadata=metadata,
+            chat_templates=_chat_templates(directory, metadata),
+            bos=bos[0] if bos else None,
+            eos=eos[0] if eos else None,
+            stop_token_ids=frozenset(eos),
+            name=config.name,
+            licence=config.licence,
+        )
+    except BaseException:
+        for shard in shards:
+            shard.close()
+        raise
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    raw = _read(path, MAX_JSON)
+    return None if raw is None else parse_object(raw, path)
+
+
+def _read(path: Path, limit: int) -> bytes | None:
+    """The file's bytes, or None when there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(limit + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ModelFileError(f"{path} cannot be read ({error.strerror}): check its permissions") from None
+    if len(raw) > limit:
+        raise ModelFileError(f"{path} is larger than {limit >> 20} MiB: it is not the file of a model")
+    return raw
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
+    """model.safetensors, or the shards that model.safetensors.index.json names, as transformers chooses; and the index:
+    tensor name -> file name."""
+    single = directory / "model.safetensors"
+    if single.exists():
+        return [single], {}
+    index_path = directory / "model.safetensors.index.json"
+    index = _json(index_path)
+    if index is None:
+        if pickles := sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pth", ".pt")):
+            raise UnsupportedModel(
+                f"{directory} has its weights in {pickles[0]}, a pickle, which can run code: convert it to safetensors"
+            )
+        raise ModelNotFound(f"{directory} has no model.safetensors and no {index_path.name}: download the weights too")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ModelFileError(f"{index_path}: weight_map is {short(weight_map)}, not an object of file names")
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
+            raise ModelFileError(
+                f"{index_path}: tensor {short(tensor)} lies in {short(name)}, not the name of a safetensors file"
+            )
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if not (directory / name).exists():
+            raise ModelNotFound(f"{directory / name} is missing (the model has {len(names)} files): download it too")
+    return [directory / name for name in names], weight_map
+
+
+def _tensors(
+    directory: Path, config: ModelConfig, shards: list[SafeTensors], index: Mapping[str, str]
+) -> list[TensorSource]:
+    """The tensors of all files, checked against the configuration and the index."""
+    owner: dict[str, SafeTensors] = {}
+    tensors = []
+    for shard, info in _infos(shards):
+        if info.name in owner:
+            raise ModelFileError(f"{shard.path}: tensor {short(info.name)} is also in {owner[info.name].path}")
+        owner[info.name] = shard
+        parsed = parse_name(info.name)
+        if parsed is not None and canonical_name(*parsed) == info.name:
+            tensors.append(_tensor(shard, info, *parsed, config))
+        elif ignored(info.name) is None:
+            raise UnsupportedModel(
+                f"{shard.path}: tensor {short(info.name)} is not known here: is this a model of another kind?"
+            )
+    for name, file in index.items():
+        if name not in owner or owner[name].path.name != file:
+            raise ModelFileError(
+                f"{directory / file} does not hold tensor {short(name)}, as the index says: get it again"
+            )
+    if config.tied:
+        tensors = _without_tied_head(directory, tensors)
+    check_complete(str(directory), config, ((t.role, t.layer) for t in tensors), _biases(config))
+    return tensors
+
+
+def _infos(shards: list[SafeTensors]) -> Iterator[tuple[SafeTensors, SafeTensor]]:
+    for shard in shards:
+        for info in shard.tensors:
+            yield shard, info
+
+
+def _biases(config: ModelConfig) -> frozenset[Role]:
+    mlp = {Role.B_GATE, Role.B_UP, Role.B_DOWN}
+    return frozenset((mlp if config.mlp_bias else set()) | (BIASES - mlp if config.attention_bias else set()))
+
+
+def _tensor(shard: SafeTensors, info: SafeTensor, role: Role, layer: int, config: ModelConfig) -> TensorSource:
+    fmt = BY_NAME.get(info.dtype)
+    if fmt is None:
+        raise UnsupportedModel(
+            f"{shard.path}: tensor {info.name} is stored as {info.dtype}; supported are F32, F16 and BF16"
+        )
+    expected = shape_of(role, config)
+    rows, cols = expected
+    if info.shape != ((cols,) if rows == 1 else expected):
+        raise ModelFileError(
+            f"{shard.path}: tensor {info.name} has shape {' x '.join(map(str, info.shape)) or 'of a scalar'}, but "
+            f"config.json asks for {' x '.join(map(str, expected))}: weights and configuration disagree"
+        )
+    address = shard.address(info)
+    return TensorSource(info.name, role, layer, fmt.id, rows, cols, address, info.bytes, None, shard.file, info.offset)
+
+
+def _without_tied_head(directory: Path, tensors: list[TensorSource]) -> list[TensorSource]:
+    """Drops a head that merely repeats the embedding. A different one contradicts tie_word_embeddings."""
+    by_role = {tensor.role: tensor for tensor in tensors}
+    head, embedding = by_role.get(Role.HEAD), by_role.get(Role.EMBED)
+    if head is None or embedding is None:
+        return tensors
+    if head.format_id != embedding.format_id or not _same_bytes(head, embedding):
+        raise ModelFileError(
+            f"{directory}: tie_word_embeddings is true, but lm_head.weight differs from model.embed_tokens.weight: "
+            "set it to false in config.json to use both"
+        )
+    return [tensor for tensor in tensors if tensor is not head]
+
+
+def _same_bytes(a: TensorSource, b: TensorSource) -> bool:
+    """Compares by ordinary reads, a window at a time."""
+    assert a.file is not None and b.file is not None
+    step = 8 << 20
+    return all(
+        a.file.read(a.offset + i, min(step, a.bytes - i)) == b.file.read(b.offset + i, min(step, a.bytes - i))
+        for i in range(0, a.bytes, step)
+    )
+
+
+def _ids(where: str, key: str, generation: Mapping[str, Any], config: Mapping[str, Any], vocab: int) -> list[int]:
+    """One id or a list of them. generation_config.json overrides config.json, as in transformers; -1 means none."""
+    value = generation.get(key)
+    if value is None:
+        value = config.get(key)
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for i in ids:
+        if type(i) is not int or i < -1 or i >= vocab:
+            raise ModelFileError(f"{where}: {key} is {short(value)}, outside the vocabulary of {vocab}")
+    return [i for i in ids if i >= 0]
+
+
+def _chat_templates(directory: Path, metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Jinja sources by name. As in transformers, chat_template.jinja comes before chat_template.json, and that before
+    the key of tokenizer_config.json, which may be a list of {name, template}."""
+    templates: dict[str, str] = {}
+    for file in ("tokenizer_config.json", "chat_template.json"):
+        value = metadata.get(file, {}).get("chat_template")
+        entries = (
+            value if isinstance(value, list) else [] if value is None else [{"name": "default", "template": value}]
+        )
+        for entry in entries:
+            if not isinstance(entry, dict) or not all(isinstance(entry.get(k), str) for k in ("name", "template")):
+                raise ModelFileError(f"{directory / file}: chat_template is {short(value)}: expected Jinja source")
+            templates[entry["name"]] = entry["template"]
+    files = {"default": directory / "chat_template.jinja"}
+    files |= {path.stem: path for path in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+    for name, path in files.items():
+        raw = _read(path, MAX_JSON)
+        if raw is not None:
+            try:
+                templates[name] = raw.decode()
+            except UnicodeDecodeError:
+                raise ModelFileError(f"{path} is not UTF-8: download it again") from None
+    return templates
+
+
+def _licence(directory: Path) -> str:
+    """`license:` (or the more telling `license_name:`) of the model card's front matter, or nothing."""
+    raw = _read(directory / "README.md", MAX_JSON) or b""
+    text = raw[: 1 << 16].decode("utf-8", "replace")
+    if not text.startswith("---"):
+        return ""
+    found = _LICENCE.findall(text.split("\n---", 1)[0])
+    return found[-1].strip().strip("'\"") if found else ""
