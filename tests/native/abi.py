@@ -1,4 +1,4 @@
-"""The C ABI as these tests call it: written from herder.h alone, so that it also checks herder/runtime's own binding."""
+"""The C ABI as these tests call it: written from herder.h alone, a second reading of it beside herder/runtime's."""
 
 from __future__ import annotations
 

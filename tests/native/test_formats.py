@@ -123,7 +123,9 @@ def test_unknown_formats_are_refused(number: int) -> None:
     assert e.value.code == ERR_FORMAT
 
 
-@pytest.mark.parametrize(("rows", "cols"), [(0, 256), (1, 0), (-1, 256), (1, -256), (2**62, 256), (2**32, 2**32), (1, 2**62)])
+@pytest.mark.parametrize(
+    ("rows", "cols"), [(0, 256), (1, 0), (-1, 256), (1, -256), (2**62, 256), (2**32, 2**32), (1, 2**62)]
+)
 def test_impossible_shapes_are_refused(rows: int, cols: int) -> None:
     """Without reading or writing anything: the shape lies about an empty buffer."""
     message = ctypes.create_string_buffer(256)
