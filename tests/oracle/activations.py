@@ -47,7 +47,10 @@ def record(model: Any, ids: Sequence[int]) -> dict[str, Floats]:
         return rotated[-1]
 
     core = model.model
-    hooks = [core.embed_tokens.register_forward_hook(keep("embed")), core.norm.register_forward_hook(keep("final_norm"))]
+    hooks = [
+        core.embed_tokens.register_forward_hook(keep("embed")),
+        core.norm.register_forward_hook(keep("final_norm")),
+    ]
     for i, layer in enumerate(core.layers):
         at = f"layers.{i}."
         hooks += [
@@ -86,6 +89,6 @@ def first_divergence(ours: Mapping[str, Floats], theirs: Mapping[str, Floats], t
             return f"{name} has shape {got.shape}, not {expected.shape}"
         worst = float(np.abs(got - expected).max())
         if not worst <= tolerance * max(1.0, float(np.abs(expected).max())):
-            row, column = np.unravel_index(np.abs(got - expected).argmax(), got.shape)
-            return f"{name} max|d| = {worst:.3g} (token {row}, column {column}: {got[row, column]:.6g}, not {expected[row, column]:.6g})"
+            at = row, column = np.unravel_index(np.abs(got - expected).argmax(), got.shape)
+            return f"{name} max|d| = {worst:.3g} (token {row}, column {column}: {got[at]:.6g}, not {expected[at]:.6g})"
     return None
