@@ -33,7 +33,7 @@ SIDE_FILES = (
 )
 
 _QUANTIZATION = re.compile(
-    r"(?:^|[-._/])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_[A-Z0-9]+)*|NVFP4|(?:B?F|FP)16|F32))(?=$|[-.])",
+    r"(?:^|[-._/])((?:UD-)?(?:I?Q[1-8](?:_[A-Z0-9]+)*|TQ[12]_0|MXFP4(?:_[A-Z0-9]+)*|NVFP4|(?:B?F|FP)16|F32))(?=$|[-./])",
     re.IGNORECASE,
 )
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")

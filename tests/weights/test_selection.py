@@ -63,16 +63,17 @@ def test_meta_and_mistral_repositories_are_not_fetched_twice() -> None:
         select({"config.json": 1, "model-00001-of-00002.safetensors": 9}, "", "o/m")
 
 
-names = st.sampled_from(
-    ["config.json", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors",
-     "adapter_model.safetensors", "pytorch_model.bin", "x.pth", "m-Q4_0.gguf", "m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf",
-     "mmproj-f16.gguf", "imatrix.gguf", "sub/m-F16.gguf", ".gguf", "-00001-of-00001.gguf", "README.md"]
-) | st.text(max_size=12)  # fmt: skip
+NAMES = [
+    *("config.json", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors", "README.md"),
+    *("adapter_model.safetensors", "pytorch_model.bin", "x.pth", "mmproj-f16.gguf", "imatrix.gguf", ".gguf"),
+    *("m-Q4_0.gguf", "m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf", "-00001-of-00001.gguf"),
+    "sub/m-F16.gguf",
+]
+names = st.sampled_from(NAMES) | st.text(max_size=12)
+asked = st.sampled_from(["", "Q4_0", "Q4_K_M", "m-Q4_0.gguf", "F16", "?"])
 
 
-@given(
-    st.dictionaries(names, st.integers(0, 10**12)), st.sampled_from(["", "Q4_0", "Q4_K_M", "m-Q4_0.gguf", "F16", "?"])
-)
+@given(st.dictionaries(names, st.integers(0, 10**12)), asked)
 def test_whatever_a_repository_holds(files: dict[str, int], wanted: str) -> None:
     try:
         chosen = select(files, wanted, "o/m")
