@@ -1,9 +1,8 @@
 #include "sample.h"
 
 #include <algorithm>
-#include <bit>
+#include <array>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <new>
 
@@ -14,25 +13,6 @@ namespace herder {
 namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-// The logit's bits, mapped so that unsigned order is float order (adding 0 turns -0 into 0), above the complement of
-// the id: the larger key is ranked first.
-uint64_t ranking_key(float logit, int32_t id) {
-  const uint32_t word = std::bit_cast<uint32_t>(logit + 0.0f);
-  const uint32_t ordered = word & 0x80000000u ? ~word : word | 0x80000000u;
-  return static_cast<uint64_t>(ordered) << 32 | ~static_cast<uint32_t>(id);
-}
-
-int32_t key_id(uint64_t key) { return static_cast<int32_t>(~static_cast<uint32_t>(key)); }
-
-float key_logit(uint64_t key) {
-  const uint32_t ordered = static_cast<uint32_t>(key >> 32);
-  return std::bit_cast<float>(ordered & 0x80000000u ? ordered & 0x7fffffffu : ~ordered);
-}
-
-struct RankedFirst {
-  bool operator()(const Candidate& a, const Candidate& b) const { return a.key > b.key; }
-};
 
 // Steps before temperature ------------------------------------------------------------------------------------------
 
@@ -91,90 +71,24 @@ hd_status apply_penalties(const hd_sampling& o, const int32_t* more_history, int
 }
 
 void apply_mask(const uint32_t* mask, int32_t vocab, float* x) {
-  for (int32_t begin = 0; begin < vocab; begin += 32) {
+  static constexpr auto kBits = [] {
+    std::array<uint32_t, 32> bits{};
+    for (int i = 0; i < 32; ++i) bits[static_cast<size_t>(i)] = 1u << i;
+    return bits;
+  }();
+  for (int32_t begin = 0; begin < vocab; begin += 32, x += 32) {
     const uint32_t word = *mask++;
     if (word == 0xffffffffu) continue;
-    const int32_t n = std::min(32, vocab - begin);
-    for (int32_t i = 0; i < n; ++i) x[begin + i] = word >> i & 1 ? x[begin + i] : -kInfinity;
-  }
-}
-
-// Choosing ----------------------------------------------------------------------------------------------------------
-
-// The row being sampled: logits, their maxima, and the factor from logits to exponents.
-struct Row {
-  const float* x;
-  int32_t n;
-  const Maxima* maxima;
-  float scale;  // 1 / temperature
-
-  float exponent(float logit) const { return (logit - maxima->max) * scale; }
-};
-
-int32_t first_of_largest(const Row& row) {
-  const auto& block = row.maxima->block;
-  const auto b = std::find(block.begin(), block.end(), row.maxima->max) - block.begin();
-  const float* begin = row.x + b * kMaximaBlock;
-  return static_cast<int32_t>(std::find(begin, row.x + row.n, row.maxima->max) - row.x);
-}
-
-// A logit that at least k tokens reach: the k-th largest of the block maxima. -inf if there are fewer than k blocks.
-float reached_by(const Maxima& maxima, int32_t k, std::vector<float>* work) {
-  if (static_cast<size_t>(k) > maxima.block.size()) return -kInfinity;
-  *work = maxima.block;
-  std::nth_element(work->begin(), work->begin() + (k - 1), work->end(), std::greater<>());
-  return (*work)[static_cast<size_t>(k) - 1];
-}
-
-uint64_t mass(const std::vector<Candidate>& candidates) {
-  uint64_t sum = 0;
-  for (const Candidate& c : candidates) sum += c.weight;
-  return sum;
-}
-
-// Candidates: all tokens with an exponent of at least `lowest` and a weight, unranked.
-void gather(const Row& row, float lowest, std::vector<Candidate>* out) {
-  lowest = std::max(lowest, kWeightlessExponent);
-  out->clear();
-  for (size_t b = 0; b < row.maxima->block.size(); ++b) {
-    if (row.exponent(row.maxima->block[b]) < lowest) continue;
-    const int32_t begin = static_cast<int32_t>(b) * kMaximaBlock;
-    const int32_t end = std::min(begin + kMaximaBlock, row.n);
-    for (int32_t i = begin; i < end; ++i) {
-      const float exponent = row.exponent(row.x[i]);
-      if (exponent >= lowest) out->push_back({ranking_key(row.x[i], i), exp_weight(exponent)});
-    }
-  }
-}
-
-// Gathers a growing prefix of the ranking until enough(candidates) or every token that has a weight is in.
-template <class Enough>
-void gather_until(const Row& row, float lowest, std::vector<Candidate>* out, Enough enough) {
-  for (;;) {
-    gather(row, lowest, out);
-    if (lowest <= kWeightlessExponent || enough(*out)) return;
-    lowest *= 2;
-  }
-}
-
-// Of the candidates' weights laid end to end in ranking order: the index of the candidate that covers `position`
-// (0 <= position < mass). Everything ranked before it is moved before it. Linear: each step halves the range.
-size_t select_position(std::vector<Candidate>* candidates, uint64_t position) {
-  auto begin = candidates->begin(), end = candidates->end();
-  while (end - begin > 1) {
-    const auto middle = begin + (end - begin) / 2;
-    std::nth_element(begin, middle, end, RankedFirst());
-    uint64_t first_half = 0;
-    for (auto c = begin; c != middle; ++c) first_half += c->weight;
-    if (position < first_half) {
-      end = middle;
+    if (begin + 32 <= vocab) {  // compared with a table, not shifted: the vectoriser takes it on every CPU
+      for (size_t i = 0; i < 32; ++i) x[i] = word & kBits[i] ? x[i] : -kInfinity;
     } else {
-      position -= first_half;
-      begin = middle;
+      for (int i = 0; i < vocab - begin; ++i) x[i] = word & kBits[static_cast<size_t>(i)] ? x[i] : -kInfinity;
     }
   }
-  return static_cast<size_t>(begin - candidates->begin());
 }
+
+// Steps from temperature on
+// ----------------------------------------------------------------------------------------------------------
 
 // floor(a * b / 2^64)
 uint64_t high_product(uint64_t a, uint64_t b) {
@@ -189,48 +103,20 @@ uint64_t part_of(float fraction, uint64_t total) {
   return std::max<uint64_t>(part, 1);
 }
 
-// Temperature above 0: top-k, top-p, min-p, draw.
-int32_t draw(const Row& row, const hd_sampling& o, uint64_t random, SampleScratch* scratch) {
-  // exp(-8) of the largest weight: for a language model at temperature 1 some hundred tokens and nearly all of the
-  // mass.
-  constexpr float kFirst = -8;
-  std::vector<Candidate>& candidates = scratch->candidates;
-  const bool top_k = o.top_k > 0 && o.top_k < row.n, top_p = o.top_p < 1, min_p = o.min_p > 0;
-  const float lowest = min_p ? static_cast<float>(natural_log(static_cast<double>(o.min_p))) : -kInfinity;
-
-  uint64_t total;  // mass of what the steps so far have kept
+// Temperature above 0. What top-k, top-p and min-p keep is a prefix of the ranking, so all there is to know of it is
+// its mass: the token drawn is the one that covers a random position below that mass.
+int32_t draw(const Ranking& ranking, const hd_sampling& o, uint64_t random, RankingScratch* scratch) {
+  const bool top_k = o.top_k > 0 && o.top_k < ranking.n, top_p = o.top_p < 1, min_p = o.min_p > 0;
+  uint64_t mass = std::numeric_limits<uint64_t>::max();
   if (top_k) {
-    const size_t k = static_cast<size_t>(o.top_k);
-    const float reached = reached_by(*row.maxima, o.top_k, &scratch->selected_maxima);
-    const float guess = reached > -kInfinity ? row.exponent(reached) : kFirst;
-    gather_until(row, guess, &candidates, [&](const auto& c) { return c.size() >= k; });
-    if (candidates.size() > k) {
-      std::nth_element(candidates.begin(), candidates.begin() + o.top_k, candidates.end(), RankedFirst());
-      candidates.resize(k);
-    }
-    total = mass(candidates);
-  } else if (min_p && !top_p) {
-    gather(row, lowest, &candidates);
-    total = mass(candidates);
-  } else {
-    total = total_weight(row.x, row.n, *row.maxima, row.scale);
+    mass = ranking.mass_of_first(o.top_k, scratch);
+  } else if (top_p || !min_p) {
+    mass = ranking.mass();
   }
-  const auto gather_beyond = [&](uint64_t position) {
-    if (!top_k) gather_until(row, kFirst, &candidates, [&](const auto& c) { return mass(c) > position; });
-  };
-  if (top_p) {  // the fewest tokens that hold top_p of the mass
-    const uint64_t last = part_of(o.top_p, total) - 1;
-    gather_beyond(last);
-    candidates.resize(select_position(&candidates, last) + 1);
-    total = mass(candidates);
-  }
-  if (min_p) {  // exponent and not weight, because its order is exactly that of the ranking
-    std::erase_if(candidates, [&](const Candidate& c) { return row.exponent(key_logit(c.key)) < lowest; });
-    total = mass(candidates);
-  }
-  const uint64_t position = high_product(random, total);
-  if (!top_p && !min_p) gather_beyond(position);
-  return key_id(candidates[select_position(&candidates, position)].key);
+  if (top_p) mass = ranking.find(part_of(o.top_p, mass) - 1, scratch).through;  // the fewest tokens that hold top_p
+  // By exponent and not by weight, because the order of exponents is exactly that of the ranking.
+  if (min_p) mass = std::min(mass, ranking.mass_above(static_cast<float>(natural_log(static_cast<double>(o.min_p)))));
+  return ranking.find(high_product(random, mass), scratch).id;
 }
 
 // A bias of +inf makes a token certain: what is not +inf is out, what is shares evenly.
@@ -238,31 +124,13 @@ void resolve_infinities(int32_t n, float* x) {
   for (int32_t i = 0; i < n; ++i) x[i] = x[i] == kInfinity ? 0 : -kInfinity;
 }
 
-void top_logits(const Row& row, int32_t count, const LogSoftmax& log_probability, SampleScratch* scratch,
-                const SampleResult& result) {
-  std::vector<Candidate>& candidates = scratch->candidates;
-  const float reached = reached_by(*row.maxima, count, &scratch->selected_maxima);
-  candidates.clear();
-  for (size_t b = 0; b < row.maxima->block.size(); ++b) {
-    if (row.maxima->block[b] < reached) continue;
-    const int32_t begin = static_cast<int32_t>(b) * kMaximaBlock;
-    for (int32_t i = begin; i < std::min(begin + kMaximaBlock, row.n); ++i)
-      if (row.x[i] >= reached) candidates.push_back({ranking_key(row.x[i], i), 0});
-  }
-  std::partial_sort(candidates.begin(), candidates.begin() + count, candidates.end(), RankedFirst());
-  for (int32_t i = 0; i < count; ++i) {
-    const int32_t id = key_id(candidates[static_cast<size_t>(i)].key);
-    if (result.top_ids) result.top_ids[i] = id;
-    if (result.top_logprobs) result.top_logprobs[i] = log_probability(row.x[id]);
-  }
-}
-
 hd_status sample_row(const float* logits, int32_t vocab, const hd_sampling& o, int32_t output_index,
                      const int32_t* more_history, int32_t n_more, SampleScratch* scratch, const SampleResult& result,
                      hd_error* err) {
   if (!find_maxima(logits, vocab, &scratch->maxima)) return fail_non_finite(logits, vocab, err);
 
-  Row row{logits, vocab, &scratch->maxima, 1};
+  const Ranking model{logits, vocab, &scratch->maxima, 1};
+  Ranking ranking = model;  // of the logits that are sampled from
   if (o.n_bias > 0 || has_penalty(o) || o.mask != nullptr) {
     scratch->logits.assign(logits, logits + vocab);
     float* x = scratch->logits.data();
@@ -279,28 +147,34 @@ hd_status sample_row(const float* logits, int32_t vocab, const hd_sampling& o, i
       resolve_infinities(vocab, x);
       find_maxima(x, vocab, &scratch->adjusted_maxima);
     }
-    row.x = x;
-    row.maxima = &scratch->adjusted_maxima;
-    if (row.maxima->max == -kInfinity)
+    ranking.x = x;
+    ranking.maxima = &scratch->adjusted_maxima;
+    if (ranking.maxima->max == -kInfinity)
       return fail(err, HD_ERR_NUMERIC, "no token is left to choose from: bias and mask forbid every one");
   }
 
   int32_t token;
   if (o.temperature == 0) {
-    token = first_of_largest(row);
+    token = ranking.first();
   } else {
     // Neither infinite nor denormal, so that 0 * scale is 0 and -inf * scale is -inf.
-    row.scale = std::clamp(1 / o.temperature, std::numeric_limits<float>::min(), std::numeric_limits<float>::max());
+    ranking.scale = std::clamp(1 / o.temperature, std::numeric_limits<float>::min(), std::numeric_limits<float>::max());
     const uint64_t counter = static_cast<uint64_t>(o.step) + static_cast<uint64_t>(output_index);
-    token = draw(row, o, philox(o.seed, counter), scratch);
+    token = draw(ranking, o, philox(o.seed, counter), &scratch->ranking);
   }
   if (result.token) *result.token = token;
 
   const bool top = o.top_logprobs > 0 && (result.top_ids || result.top_logprobs);
-  if (result.logprob || top) {
-    const LogSoftmax log_probability = log_softmax(logits, vocab, scratch->maxima);
-    if (result.logprob) *result.logprob = log_probability(logits[token]);
-    if (top) top_logits({logits, vocab, &scratch->maxima, 1}, o.top_logprobs, log_probability, scratch, result);
+  if (!result.logprob && !top) return HD_OK;
+  const LogSoftmax log_probability = log_softmax(logits, vocab, scratch->maxima);
+  if (result.logprob) *result.logprob = log_probability(logits[token]);
+  if (top) {
+    int32_t ids[HD_MAX_TOP];
+    model.first_ids(o.top_logprobs, ids, &scratch->ranking);
+    for (int32_t i = 0; i < o.top_logprobs; ++i) {
+      if (result.top_ids) result.top_ids[i] = ids[i];
+      if (result.top_logprobs) result.top_logprobs[i] = log_probability(logits[ids[i]]);
+    }
   }
   return HD_OK;
 }

@@ -11,22 +11,17 @@
 #include <vector>
 
 #include "herder.h"
+#include "ranking.h"
 #include "softmax.h"
 
 namespace herder {
-
-struct Candidate {
-  uint64_t key;  // the ranking as an integer: ordered bits of the logit, then the complement of the id
-  uint64_t weight;
-};
 
 // Work space: one a thread, reused from call to call so that nothing is allocated in the long run.
 struct SampleScratch {
   std::vector<float> logits;  // after bias, penalties and mask
   Maxima maxima;              // of the model's logits
   Maxima adjusted_maxima;     // of `logits`
-  std::vector<float> selected_maxima;
-  std::vector<Candidate> candidates;
+  RankingScratch ranking;
   std::vector<int32_t> counts;   // vocab entries, all 0 between calls
   std::vector<int32_t> touched;  // tokens whose count is not 0
 };

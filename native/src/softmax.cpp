@@ -10,7 +10,7 @@ namespace herder {
 
 namespace {
 
-// The two passes that read a whole vocabulary are written for the compiler's vectoriser and built twice on x86-64; both
+// The passes that read a whole vocabulary are written for the compiler's vectoriser and built twice on x86-64; both
 // builds give the same bits, so the choice is not the model's `isa` but what this CPU has.
 #if defined(__x86_64__) && !defined(__AVX2__)
 #define HERDER_WIDE 1
@@ -41,11 +41,27 @@ namespace {
                                                    float scale) {
   uint64_t total = 0;
   for (int32_t begin = 0; begin < n; begin += kMaximaBlock) {
-    if ((*block++ - max) * scale < kWeightlessExponent) continue;
+    if (exponent_of(*block++, max, scale) < kWeightlessExponent) continue;
     const int32_t end = std::min(begin + kMaximaBlock, n);
-    for (int32_t i = begin; i < end; ++i) total += exp_weight((x[i] - max) * scale);
+    for (int32_t i = begin; i < end; ++i) total += exp_weight(exponent_of(x[i], max, scale));
   }
   return total;
+}
+
+[[gnu::always_inline]] inline void histogram_pass(const float* x, int32_t n, const float* block, float max, float scale,
+                                                  uint64_t* mass) {
+  uint64_t weight[kMaximaBlock];
+  int32_t bucket[kMaximaBlock];
+  for (int32_t begin = 0; begin < n; begin += kMaximaBlock) {
+    if (exponent_of(*block++, max, scale) < kWeightlessExponent) continue;
+    const int32_t count = std::min(kMaximaBlock, n - begin);
+    for (int32_t i = 0; i < count; ++i) {
+      const float exponent = exponent_of(x[begin + i], max, scale);
+      weight[i] = exp_weight(exponent);
+      bucket[i] = exponent_bucket(exponent);
+    }
+    for (int32_t i = 0; i < count; ++i) mass[bucket[i]] += weight[i];
+  }
 }
 
 #if HERDER_WIDE
@@ -53,6 +69,10 @@ namespace {
 [[gnu::target("avx2")]] uint64_t weight_pass_avx2(const float* x, int32_t n, const float* block, float max,
                                                   float scale) {
   return weight_pass(x, n, block, max, scale);
+}
+[[gnu::target("avx2")]] void histogram_pass_avx2(const float* x, int32_t n, const float* block, float max, float scale,
+                                                 uint64_t* mass) {
+  histogram_pass(x, n, block, max, scale, mass);
 }
 #endif
 
@@ -76,6 +96,14 @@ uint64_t total_weight(const float* x, int32_t n, const Maxima& maxima, float sca
   if (__builtin_cpu_supports("avx2")) return weight_pass_avx2(x, n, block, maxima.max, scale);
 #endif
   return weight_pass(x, n, block, maxima.max, scale);
+}
+
+void weight_histogram(const float* x, int32_t n, const Maxima& maxima, float scale, uint64_t* mass) {
+  const float* block = maxima.block.data();
+#if HERDER_WIDE
+  if (__builtin_cpu_supports("avx2")) return histogram_pass_avx2(x, n, block, maxima.max, scale, mass);
+#endif
+  histogram_pass(x, n, block, maxima.max, scale, mass);
 }
 
 double natural_log(double x) {

@@ -19,6 +19,9 @@ inline constexpr int32_t kMaxVocab = 1 << 20;         // the sum of all weights 
 inline constexpr float kWeightlessExponent = -31.0f;  // exp(-31) rounds to 0 in fixed point
 inline constexpr int kMaximaBlock = 64;
 
+// The exponent of a logit. Never rises as the logit falls, so what is asked of exponents may be asked of block maxima.
+static inline float exponent_of(float logit, float max, float scale) { return (logit - max) * scale; }
+
 // exp(d) for d <= 0 in fixed point. Below kWeightlessExponent (also for -inf) 0. Float32 arithmetic with a relative
 // error below 3e-7: Cody-Waite reduction and the polynomial of Cephes expf (S. Moshier), without fused operations.
 static inline uint64_t exp_weight(float d) {
@@ -49,8 +52,17 @@ struct Maxima {
 // Fills maxima from n >= 1 logits; returns whether all of them are finite. A block with a NaN has NaN as its maximum.
 bool find_maxima(const float* x, int32_t n, Maxima* maxima);
 
-// Sum of exp_weight((x[i] - max) * scale) over all n logits; max must be finite and x[i] not NaN.
+// Sum of exp_weight(exponent_of(x[i], max, scale)) over all n logits; max must be finite and x[i] not NaN.
 uint64_t total_weight(const float* x, int32_t n, const Maxima& maxima, float scale);
+
+// Exponents in steps of 1/32: bucket b holds those in (-(b + 1) / 32, -b / 32].
+inline constexpr int kExponentBuckets = 31 * 32 + 1;
+static inline int32_t exponent_bucket(float exponent) {
+  return static_cast<int32_t>((exponent < kWeightlessExponent ? kWeightlessExponent : exponent) * -32.0f);
+}
+
+// Adds the weights of the row to the mass of their buckets, kExponentBuckets numbers.
+void weight_histogram(const float* x, int32_t n, const Maxima& maxima, float scale, uint64_t* mass);
 
 // Natural logarithm of a positive normal double, relative error below 1e-15 (or absolute, near 1); unlike std::log the
 // same bits everywhere.
