@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from herder.core.errors import UsageError
 from herder.weights import registry
 from herder.weights.registry import HubName, parse_hub_name
