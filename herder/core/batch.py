@@ -39,6 +39,7 @@ class Chunk:
     outputs: results are wanted at the last `outputs` positions (0..len(tokens)).
     step: index, in the request's output, of the first output position (the sampler's counter).
     history: prompt and output tokens before the first output position, inclusive of it; only when sampling.penalizes.
+    A later output position sees, besides, the chunk's tokens between the first one and itself, as output.
     prompt_tokens: how many of history are prompt.
     mask: None, or for each output position ceil(vocab / 32) little-endian uint32 words, bit set = allowed.
     targets: with Want.SCORE, the token to score at each output position.

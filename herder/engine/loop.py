@@ -46,8 +46,7 @@ class Loop:
         self.counters.submitted += 1
         now = monotonic() if submitted is None else submitted
         sequence = Sequence(request, self._arrivals, sink, self.limits, seed, now)
-        if self.policy.speculate and sequence.sampling is not None and not sequence.sampling.penalizes:
-            # With penalties each draft would have to enter the history that the next position sees: not worth it.
+        if self.policy.speculate and sequence.sampling is not None:
             sequence.speculator = Speculator(self.policy.speculate)
         self.scheduler.add(sequence)
         return sequence

@@ -146,12 +146,6 @@ def test_drafts_take_what_prompts_leave() -> None:
     assert item.drafts is not None and list(item.drafts) == [1, 2, 3, 4]
 
 
-def test_penalties_and_drafts_do_not_mix() -> None:
-    loop = loop_with(speculate=4)
-    sequence = add(loop, Request((1, 2, 3, 4) * 8, sampling=Sampling(presence_penalty=1.0)))
-    assert sequence.speculator is None
-
-
 @pytest.mark.parametrize(
     ("request_", "message"),
     [

@@ -172,7 +172,7 @@ def crowds(draw: st.DrawFn) -> list[Request]:
     return [request() for _ in range(draw(st.integers(2, 6)))]
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_the_same_request_gives_the_same_tokens_in_any_company(executor: NativeExecutor, data: st.DataObject) -> None:
     """Batching, chunked prefill, prefix hits, preemption and speculation change no bit, on the real core."""
