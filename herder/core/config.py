@@ -14,8 +14,12 @@ class Rope:
     """Rotary position embedding.
 
     kind: default | linear | dynamic | llama3 | yarn | longrope, as in Hugging Face's rope_type.
-    factors: GGUF `rope_freqs.weight` or LongRoPE lists: per-pair divisors of the frequency (head_dim / 2), which
-    take precedence over the formula.
+    original_context: the context before scaling; None: the model's own.
+    factors: divisors of each rotation's frequency (head_dim / 2). GGUF's `rope_freqs.weight` comes before the scaling of
+    `kind`, and replaces it for llama3, of which it is the result; for longrope they are the short factors, and
+    long_factors serve contexts beyond the original one.
+    attention_factor: what cos and sin are multiplied by (yarn, longrope); None: computed from the other values.
+    The formulas are in herder/weights/rope.py.
     """
 
     theta: float = 10000.0
@@ -66,7 +70,7 @@ class ModelConfig:
 
     @property
     def parameters(self) -> int:
-        """Number of weights, tied ones counted once."""
+        """Number of weights in the matrices and norms, tied ones counted once. Biases are not counted."""
         attention = self.dim * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
         per_layer = attention + 3 * self.dim * self.ffn_dim + 2 * self.dim
         return self.layers * per_layer + self.vocab * self.dim * (1 if self.tied else 2) + self.dim

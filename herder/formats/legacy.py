@@ -35,7 +35,8 @@ def split_nibbles(packed: Integers) -> Integers:
 def join_nibbles(values: Integers) -> Integers:
     """Inverse of split_nibbles."""
     low, high = np.split(values, 2, axis=-1)
-    return low | (high << 4)
+    joined: Integers = low | (high << 4)
+    return joined
 
 
 def _integers(blocks: NDArray[np.void]) -> Floats:

@@ -13,6 +13,7 @@ from typing import Any
 from herder.core.config import LayerPlan, ModelConfig, Rope
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.weights.fields import Fields, short
+from herder.weights.gguf import StringArray
 from herder.weights.names import BIASES, Role, parse_name
 
 ARCHITECTURES = ("llama",)
@@ -96,9 +97,10 @@ def config_from_gguf(
     if keys.integer("rope.dimension_count", head_dim) != head_dim:
         rotated = keys.get("rope.dimension_count")
         raise UnsupportedModel(f"{where}: RoPE over {rotated} of {head_dim} dimensions of a head is not supported")
-    scale = keys.get("attention.scale")
-    if scale and not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
-        raise UnsupportedModel(f"{where}: attention.scale = {short(scale)} is not supported (1 / sqrt({head_dim}) is)")
+    if keys.get("attention.scale") not in (None, 0.0):  # 0 means unset
+        scale = keys.number("attention.scale")
+        if not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
+            raise UnsupportedModel(f"{where}: attention.scale = {scale:g} is not supported (1 / sqrt({head_dim}) is)")
     window = keys.integer("attention.sliding_window", 0, low=0)
     context = keys.integer("context_length")
     config = ModelConfig(
@@ -139,7 +141,7 @@ def _vocabulary(keys: Fields, metadata: Mapping[str, Any], shapes: Mapping[str, 
             f"{keys.where}: vocab_size is {vocab}, but token_embd.weight has {rows} rows: damaged file"
         )
     tokens = metadata.get("tokenizer.ggml.tokens")
-    if tokens is not None and rows and len(tokens) > rows:
+    if isinstance(tokens, StringArray) and rows and len(tokens) > rows:
         raise ModelFileError(
             f"{keys.where}: tokenizer.ggml.tokens has {len(tokens)} entries, but token_embd.weight has {rows} rows"
         )

@@ -95,7 +95,9 @@ def parse_name(name: str) -> tuple[Role, int] | None:
         layer = int(match[2])
         name = f"{match[1]}.{{}}.{name[match.end() :]}"
     role = _BY_NAME.get(name)
-    return None if role is None else (role, layer)
+    if role is None or (role in PER_LAYER) != (match is not None):  # a name that itself holds "{}" is no name
+        return None
+    return role, layer
 
 
 def ignored(name: str) -> str | None:

@@ -70,16 +70,12 @@ def _model(where: str, parts: list[GGUF]) -> tuple[ModelConfig, list[TensorSourc
         if len(values) != config.head_dim // 2:
             raise ModelFileError(f"{where}: tensor {name} has {len(values)} values, not {config.head_dim // 2}")
 
-    maps = {
-        Role.WQ: interleaved_rows(config.heads, config.head_dim),
-        Role.WK: interleaved_rows(config.kv_heads, config.head_dim),
-    }
-    maps |= {Role.BQ: maps[Role.WQ], Role.BK: maps[Role.WK]}
+    rows = _RowMaps(config)
     tensors = []
     for name, info in infos.items():
         parsed = parse_name(name)
         if parsed is not None:
-            tensors.append(_tensor(owner[name], info, *parsed, config, maps.get(parsed[0])))
+            tensors.append(_tensor(owner[name], info, *parsed, config, rows))
         elif ignored(name) is None:
             raise UnsupportedModel(f"{where}: tensor {short(name)} is not known here: is this a model of another kind?")
     present = [(tensor.role, tensor.layer) for tensor in tensors]
@@ -87,8 +83,26 @@ def _model(where: str, parts: list[GGUF]) -> tuple[ModelConfig, list[TensorSourc
     return config, tensors
 
 
+class _RowMaps:
+    """The row maps of q and k, one for all layers. Made when a tensor of the right shape asks for them: before that, a
+    lying head count could ask for an endless one."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._heads = {Role.WQ: config.heads, Role.BQ: config.heads, Role.WK: config.kv_heads, Role.BK: config.kv_heads}
+        self._head_dim = config.head_dim
+        self._maps: dict[int, array[int]] = {}
+
+    def of(self, role: Role) -> array[int] | None:
+        heads = self._heads.get(role)
+        if heads is None:
+            return None
+        if heads not in self._maps:
+            self._maps[heads] = interleaved_rows(heads, self._head_dim)
+        return self._maps[heads]
+
+
 def _tensor(
-    part: GGUF, info: GGUFTensor, role: Role, layer: int, config: ModelConfig, row_map: array[int] | None
+    part: GGUF, info: GGUFTensor, role: Role, layer: int, config: ModelConfig, row_maps: _RowMaps
 ) -> TensorSource:
     shape = info.shape
     while len(shape) > 1 and shape[-1] == 1:  # ggml pads shapes with ones
@@ -100,7 +114,7 @@ def _tensor(
             f"{part.path}: tensor {info.name} has shape {' x '.join(map(str, reversed(info.shape)))}, but the model's "
             f"configuration asks for {' x '.join(map(str, expected))}: download the file again"
         )
-    name = canonical_name(role, layer)
+    name, row_map = canonical_name(role, layer), row_maps.of(role)
     if role in BIASES and row_map is not None:
         owned = _permuted(part, info, row_map)
         return TensorSource(name, role, layer, info.format.id, 1, cols, owned.address(0), info.bytes, None, owned, 0)
