@@ -192,4 +192,3 @@ def check(request: Request | Evaluation, limits: Limits) -> None:
             prompt_tokens=len(prompt),
             limit=limit,
         )
-

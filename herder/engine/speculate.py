@@ -1,8 +1,8 @@
 """Speculation by prompt lookup: the continuation of the last place where the text said the same thing is a good guess.
 
 Answers quote their prompt (code edits, summaries, extraction) and themselves. A drafted token is computed together with
-the one before it; it is kept only if the sampler, at its own position and with its own position's random number, chooses
-the very same token. So speculation changes the speed and never the text.
+the one before it; it is kept only if the sampler, at that position and with that position's random number, chooses the
+very same token. So speculation changes the speed and never the text.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Stream:
 
     def result(self) -> tuple[list[Event], Finished]:
         """Waits for the end: the events still to come, and the last one."""
-        events = [event for event in self if not isinstance(event, Finished)]
+        events: list[Event] = [event for event in self if not isinstance(event, Finished)]
         assert self.finished is not None
         return events, self.finished
 
@@ -92,7 +92,7 @@ class AsyncStream:
 
     async def result(self) -> tuple[list[Event], Finished]:
         """Waits for the end: the events still to come, and the last one."""
-        events = [event async for event in self if not isinstance(event, Finished)]
+        events: list[Event] = [event async for event in self if not isinstance(event, Finished)]
         assert self.finished is not None
         return events, self.finished
 

@@ -207,7 +207,7 @@ def cpu_info(path: str | None = None) -> dict[str, Any]:
 
 
 class Measured(NamedTuple):
-    """Limits of this machine: bytes/s read from memory, int8 multiply-adds counted as 2 operations/s, float32 FLOP/s."""
+    """Limits of this machine: bytes/s read from memory, int8 operations/s (a multiply-add is two), float32 FLOP/s."""
 
     bandwidth: float
     int8_ops: float
@@ -224,4 +224,3 @@ def measure(threads: int = 0, bytes_: int = 1 << 28, seconds: float = 0.5, path:
     if status:
         fail(status, error, UsageError)
     return Measured(*results)
-

@@ -256,7 +256,7 @@ def load_model(
     error = abi.Error()
     error_at = ctypes.addressof(error)
     frequencies, factor = inv_freq(config, context)
-    plan = (abi.LayerPlan * config.layers)(*((int(layer.rope), layer.window or 0) for layer in config.plan))
+    plan = (abi.LayerPlan * config.layers)(*(abi.LayerPlan(layer.rope, layer.window or 0) for layer in config.plan))
     shape = abi.Config(
         n_layers=config.layers,
         dim=config.dim,
