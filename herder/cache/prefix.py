@@ -10,8 +10,8 @@ entries appear behind its back: it becomes sharable the moment its last position
 
 A node holds one reference to its page, each sequence that uses it holds another. Nodes used by no sequence are idle;
 they stay until pages run short and are then evicted least recently used first. A sequence holds the whole chain up to
-its deepest node and lets go of it deepest first, so an idle parent is always younger than its idle children and eviction
-never cuts a chain in the middle.
+its deepest node and lets go of it deepest first, so an idle parent is always younger than its idle children, and
+eviction never cuts a chain in the middle.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class PrefixCache:
         return self.pool.allocate()
 
     def match(self, tokens: array[int], pages: int) -> list[Node]:
-        """The longest cached chain over the first `pages` full pages of tokens, each with a reference for the caller."""
+        """The longest cached chain over the first `pages` pages of tokens, with a reference to each for the caller."""
         found: list[Node] = []
         nodes, idle, parent = self._nodes, self._idle, 0
         for index in range(pages):

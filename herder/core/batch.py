@@ -32,7 +32,7 @@ class Want(enum.IntFlag):
 class Chunk:
     """New tokens of one sequence.
 
-    tokens, pages and history are array('i') (or any int sequence): contiguous, so a runtime can pass them on as they are.
+    tokens, pages and history are array('i') (or any int sequence): contiguous, so a runtime passes them on as they are.
     seq: the engine's number of the sequence, only echoed back.
     start: position of tokens[0]; every position before it is already in the KV pages.
     pages: block table: page i holds positions i * PAGE_TOKENS .. (i + 1) * PAGE_TOKENS - 1.
