@@ -1,0 +1,61 @@
+"""Standard output and error as people and pipes see them: results to one, progress and notes to the other."""
+
+from __future__ import annotations
+
+import sys
+from typing import IO
+
+from herder.core import machine
+from herder.core.errors import UsageError
+
+
+def coloured(stream: IO[str]) -> bool:
+    """Whether stream is a terminal whose user has not asked for plain text."""
+    return stream.isatty() and not machine.no_colour()
+
+
+def styled(text: str, code: str, stream: IO[str] | None = None) -> str:
+    """text in an ANSI style ("1" bold, "2" dim) where stream (standard output) shows styles."""
+    return f"\x1b[{code}m{text}\x1b[0m" if coloured(stream or sys.stdout) else text
+
+
+def note(text: str) -> None:
+    """A line for the user beside the result."""
+    print(styled(f"herder: {text}", "2", sys.stderr), file=sys.stderr, flush=True)
+
+
+def width() -> int:
+    """Columns of the terminal, 80 where there is none; at most 100, beyond which lines are hard to read."""
+    import shutil
+
+    return min(shutil.get_terminal_size((80, 24)).columns, 100)
+
+
+def print_json(value: object) -> None:
+    """One JSON document on standard output; text stays readable, not escaped."""
+    import json
+
+    print(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def table(headings: list[str], rows: list[list[str]], right: frozenset[int] = frozenset()) -> None:
+    """Columns as wide as they need to be; headings bold on a terminal. right: columns set flush right."""
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+
+    def line(cells: list[str]) -> str:
+        pairs = enumerate(zip(cells, widths, strict=True))
+        return "  ".join(cell.rjust(w) if i in right else cell.ljust(w) for i, (cell, w) in pairs).rstrip()
+
+    print(styled(line(headings), "1"))
+    for row in rows:
+        print(line(row))
+
+
+def read_standard_input() -> str:
+    """All of standard input as text. Raises UsageError where it is not UTF-8."""
+    data = sys.stdin.buffer.read()
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = data[error.start]
+        raise UsageError(f"standard input is not UTF-8 text: byte {byte:#04x} at position {error.start}") from None
