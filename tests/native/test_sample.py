@@ -156,9 +156,20 @@ def test_penalties_by_hand() -> None:
     o = Options(repetition_penalty=2, presence_penalty=0.25, frequency_penalty=0.5, history=[0, 1, 2, 2, 3], n_prompt=2)
     # 0, 1: prompt only; 2: twice in the output; 3: once in the output.
     assert sampling.adjusted(x, o).tolist() == [1, -4, 2 / 2 - 0.25 - 1, -4 - 0.25 - 0.5, 2, 0.5]
-    order = [sample(x, replace(o, bias=[(4, -INFINITY), *((i, -INFINITY) for i in gone)])).token for gone in
-             ([], [0], [0, 5], [0, 5, 2], [0, 5, 2, 1])]  # fmt: skip
-    assert order == [0, 5, 2, 1, 3]
+
+
+@given(cases(st.just(0.0)), st.data())
+def test_adjusted_logits_to_the_last_bit(case: tuple[Floats, Options], data: st.DataObject) -> None:
+    """A token after bias and penalties lies between two others whose logits are one float apart."""
+    x, o = case
+    token = data.draw(st.sampled_from([*o.history, *(t for t, _ in o.bias), 0]))
+    with np.errstate(over="ignore"):
+        value = sampling.adjusted(x, replace(o, allowed=None))[token]
+    if np.isfinite(value):
+        below, above = np.nextafter(value, np.float32([-INFINITY, INFINITY]))
+        duel = replace(o, allowed=[token, x.size])
+        assert sample(np.append(x, below), duel).token == token
+        assert sample(np.append(x, above), duel).token == x.size
 
 
 def test_bias_before_penalty() -> None:
