@@ -1,0 +1,310 @@
+"""The Python API: a loaded model that generates, chats, embeds and scores.
+
+Threads may share an LLM: requests made at the same time run in one batch. Every method that generates has an async twin
+with the same arguments (agenerate, achat).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
+
+from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
+from herder.core.errors import UsageError
+from herder.core.request import Evaluated, Evaluation, Finished, Request, Sampling, TokenLogprob
+from herder.text.stream import TextStream
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from herder.chat.format import ChatFormat
+    from herder.chat.message import Message
+    from herder.core.config import ModelConfig
+    from herder.engine.engine import Engine
+    from herder.engine.stream import Stream
+    from herder.text.tokenizer import Tokenizer
+
+    Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any]]
+
+Prompt: TypeAlias = str | Sequence[int]
+Tools: TypeAlias = Sequence[Mapping[str, Any]]
+
+# Meta's own generation code for the Llama models (llama3/generation.py) samples chats with these.
+CHAT_SAMPLING = Sampling(temperature=0.6, top_p=0.9)
+
+
+class Options(TypedDict, total=False):
+    """How to generate; each has a default. The sampling options are those of core.request.Sampling.
+
+    max_tokens: None generates until the model stops or the context is full. stop: a string or several; the answer ends
+    before the first one that appears. stop_tokens: ids that end it, besides the model's own. ignore_eos: go on where
+    the model would stop. priority: lower runs first.
+    """
+
+    max_tokens: int | None
+    stop: str | Sequence[str]
+    stop_tokens: Iterable[int]
+    ignore_eos: bool
+    priority: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    logprobs: int | None
+
+
+_REQUEST_OPTIONS = frozenset({"max_tokens", "stop", "stop_tokens", "ignore_eos", "priority"})
+
+
+class LLM:
+    """A model, ready to run; herder.load() makes one. Use it as a context manager, or close() it.
+
+    engine, tokenizer, chat_format, config: the parts, for those who want them; chat_format is None for a model without
+    one. stop_ids: the tokens that end an answer.
+    chat_sampling: what chat() samples with where a call does not say otherwise (the model files' own recommendation,
+    else CHAT_SAMPLING).
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        config: ModelConfig,
+        chat_format: ChatFormat | None,
+        chat_sampling: Sampling = CHAT_SAMPLING,
+        stop_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.config = config
+        self.chat_format = chat_format
+        self.chat_sampling = chat_sampling
+        self.stop_ids = tokenizer.stop_ids | stop_ids
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def context(self) -> int:
+        """The longest prompt plus answer, in tokens."""
+        return self.engine.limits.context
+
+    def close(self) -> None:
+        """Stops what runs and frees the memory."""
+        self.engine.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # Generation ----------------------------------------------------------------------------------------------------
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[False] = False, **options: Unpack[Options]) -> Completion: ...
+    @overload
+    def generate(self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[Options]) -> CompletionStream: ...
+    def generate(
+        self, prompt: Prompt, *, stream: bool = False, **options: Unpack[Options]
+    ) -> Completion | CompletionStream:
+        """Continues a prompt: text (no chat format; BOS first where the model wants it; the spelling of a control token
+        is plain text) or token ids, taken as they are. Greedy unless the options say otherwise.
+
+        stream: an iterator over the pieces of text instead of the whole. Raises UsageError for an option it does not
+        know, ContextOverflow when the prompt and max_tokens do not fit.
+        """
+        request, assembly = self._generation(prompt, options)
+        answer = CompletionStream(self.engine.submit(request), assembly)
+        return answer if stream else answer.result()
+
+    @overload
+    async def agenerate(
+        self, prompt: Prompt, *, stream: Literal[False] = False, **options: Unpack[Options]
+    ) -> Completion: ...
+    @overload
+    async def agenerate(
+        self, prompt: Prompt, *, stream: Literal[True], **options: Unpack[Options]
+    ) -> AsyncCompletionStream: ...
+    async def agenerate(
+        self, prompt: Prompt, *, stream: bool = False, **options: Unpack[Options]
+    ) -> Completion | AsyncCompletionStream:
+        """generate() for asyncio: `await` it, then, with stream=True, `async for` over what it gave."""
+        request, assembly = self._generation(prompt, options)
+        answer = AsyncCompletionStream(self.engine.submit_async(request), assembly)
+        return answer if stream else await answer.result()
+
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = (),
+        stream: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+    @overload
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = (),
+        stream: Literal[True],
+        **options: Unpack[Options],
+    ) -> CompletionStream: ...
+    def chat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = (),
+        stream: bool = False,
+        **options: Unpack[Options],
+    ) -> Completion | CompletionStream:
+        """Answers a conversation in the model's own chat format: one user's message as a string, or a list of messages
+        ({"role": ..., "content": ...}). Samples with chat_sampling unless the options say otherwise.
+
+        Raises UnsupportedModel when the model has no chat format, TemplateError when its template is broken.
+        """
+        request, assembly = self._conversation(messages, tools, options)
+        answer = CompletionStream(self.engine.submit(request), assembly)
+        return answer if stream else answer.result()
+
+    @overload
+    async def achat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = (),
+        stream: Literal[False] = False,
+        **options: Unpack[Options],
+    ) -> Completion: ...
+    @overload
+    async def achat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = (),
+        stream: Literal[True],
+        **options: Unpack[Options],
+    ) -> AsyncCompletionStream: ...
+    async def achat(
+        self,
+        messages: Messages,
+        *,
+        tools: Tools = (),
+        stream: bool = False,
+        **options: Unpack[Options],
+    ) -> Completion | AsyncCompletionStream:
+        """chat() for asyncio: `await` it, then, with stream=True, `async for` over what it gave."""
+        request, assembly = self._conversation(messages, tools, options)
+        answer = AsyncCompletionStream(self.engine.submit_async(request), assembly)
+        return answer if stream else await answer.result()
+
+    # Evaluation ----------------------------------------------------------------------------------------------------
+    def score(self, text: Prompt) -> list[TokenLogprob]:
+        """The natural log-probability of each token of a text (or of given ids) after those before it.
+
+        The first token has none, so the list begins with the second; a text gets BOS first where the model wants it,
+        and then each of its own tokens has one.
+        """
+        tokens = self._tokens(text)
+        scores: list[float] = []
+        for event in self._evaluate(Evaluation(tokens, "scores")):
+            scores.extend(event.scores)
+        return [TokenLogprob(token, score) for token, score in zip(tokens[1:], scores, strict=True)]
+
+    def logits(self, tokens: Prompt) -> NDArray[np.float32]:
+        """The logits after each token: float32, shape (tokens, vocabulary)."""
+        import numpy as np
+
+        ids = self._tokens(tokens)
+        rows = np.empty((len(ids), self.config.vocab), np.float32)
+        for event in self._evaluate(Evaluation(ids, "logits")):
+            piece = np.frombuffer(event.logits, np.float32).reshape(-1, self.config.vocab)
+            rows[event.first : event.first + len(piece)] = piece
+        return rows
+
+    @overload
+    def embed(self, texts: str, *, normalize: bool = True) -> NDArray[np.float32]: ...
+    @overload
+    def embed(self, texts: Sequence[Prompt], *, normalize: bool = True) -> NDArray[np.float32]: ...
+    def embed(self, texts: str | Sequence[Prompt], *, normalize: bool = True) -> NDArray[np.float32]:
+        """The mean over a text's tokens of the final norm's output: float32, shape (dim,) for one string, (texts, dim)
+        for several. normalize: divide by the L2 norm, so that a dot product is the cosine similarity.
+
+        The tokens are those of score(): BOS counts where the model wants one.
+        """
+        import numpy as np
+
+        many = [texts] if isinstance(texts, str) else texts
+        requests = [Evaluation(self._tokens(text), "hidden") for text in many]
+        streams = [self.engine.submit(request) for request in requests]  # all of them, so that they share batches
+        rows = np.zeros((len(requests), self.config.dim), np.float32)
+        for row, stream, request in zip(rows, streams, requests, strict=True):
+            total = np.zeros(self.config.dim, np.float64)
+            for event in _results(stream):
+                total += np.frombuffer(event.hidden, np.float32).reshape(-1, self.config.dim).sum(0, dtype=np.float64)
+            total /= len(request.tokens)
+            norm = math.sqrt(float(total @ total)) if normalize else 1.0
+            row[:] = total / (norm or 1.0)
+        return rows[0] if isinstance(texts, str) else rows
+
+    # -----------------------------------------------------------------------------------------------------------------
+    def _evaluate(self, request: Evaluation) -> Iterator[Evaluated]:
+        return _results(self.engine.submit(request))
+
+    def _tokens(self, text: Prompt) -> tuple[int, ...]:
+        """Token ids as given, or those of a plain text, BOS first where the model wants it."""
+        if isinstance(text, str):
+            return tuple(self.tokenizer.encode(text, bos=self.tokenizer.add_bos))
+        return tuple(int(token) for token in text)
+
+    def _generation(self, prompt: Prompt, options: Options) -> tuple[Request, Assembly]:
+        request, stops = self._request(self._tokens(prompt), options, Sampling())
+        text = TextStream(self.tokenizer, stop=stops, start=False)
+        return request, Assembly(text, self.tokenizer.token)
+
+    def _conversation(self, messages: Messages, tools: Tools, options: Options) -> tuple[Request, Assembly]:
+        raise NotImplementedError
+
+    def _request(
+        self, prompt: tuple[int, ...], options: Options, defaults: Sampling
+    ) -> tuple[Request, tuple[str, ...]]:
+        """The engine's request and the stop strings, from what the caller said and the defaults."""
+        known = Options.__optional_keys__
+        for name in options:
+            if name not in known:
+                raise UsageError(f"there is no option {name!r}: known are {', '.join(sorted(known))}")
+        given: dict[str, Any] = {name: value for name, value in options.items() if name not in _REQUEST_OPTIONS}
+        if "logit_bias" in given:
+            given["logit_bias"] = tuple(sorted(given["logit_bias"].items()))
+        stop = options.get("stop", ())
+        stop_tokens = frozenset(options.get("stop_tokens", ()))
+        if not options.get("ignore_eos", False):
+            stop_tokens |= self.stop_ids
+        request = Request(
+            prompt,
+            max_tokens=options.get("max_tokens"),
+            sampling=replace(defaults, **given),
+            stop_tokens=stop_tokens,
+            priority=options.get("priority", 0),
+        )
+        return request, (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+def _results(stream: Stream) -> Iterator[Evaluated]:
+    """The results of an evaluation; raises what ended it, if an error did."""
+    for event in stream:
+        if isinstance(event, Evaluated):
+            yield event
+        elif isinstance(event, Finished) and event.error is not None:
+            raise event.error
