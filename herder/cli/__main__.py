@@ -51,11 +51,12 @@ def command(word: str) -> object:
 
 
 def _run(arguments: list[str]) -> int:
-    from herder.cli import usage
     from herder.cli.command import Command, unknown_verb
 
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         if len(arguments) < 2 or arguments[0] != "help":
+            from herder.cli import usage
+
             print(usage.overview())
             return 0
         arguments = [arguments[1], "--help"]
@@ -68,6 +69,8 @@ def _run(arguments: list[str]) -> int:
     assert isinstance(found, Command)
     options = rest[: rest.index("--")] if "--" in rest else rest
     if word != "complete" and ("-h" in options or "--help" in options):
+        from herder.cli import usage
+
         print(usage.of(found))
         return 0
     return found.run(found.parse(rest))

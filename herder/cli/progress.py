@@ -15,23 +15,29 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
+_AFTER = 0.5  # seconds before anything is shown: what is over by then needs no bar
 _EVERY = 10.0  # seconds between two lines where there is no terminal
 
 
 class Transfer:
-    """Callable as herder.weights.storage.Progress; shows nothing until the first call, so it costs nothing unused."""
+    """Callable as herder.weights.storage.Progress; costs nothing when it is not called."""
 
     def __init__(self) -> None:
         self._bars: Bars | None = None
         self._task: TaskID | None = None
         self._what = ""
         self._said = 0.0
+        self._first: float | None = None
 
     def __call__(self, what: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        self._first = self._first if self._first is not None else now
+        if now - self._first < _AFTER:
+            return
         if sys.stderr.isatty():
             self._bar(what, done, total)
-        elif what != self._what or time.monotonic() - self._said > _EVERY:
-            self._what, self._said = what, time.monotonic()
+        elif what != self._what or now - self._said > _EVERY:
+            self._what, self._said = what, now
             amount = f": {bytes_text(done)} of {bytes_text(total)}" if total and done else ""
             amount = amount or (f": {bytes_text(total)}" if total else "")
             note(f"{what}{amount}")

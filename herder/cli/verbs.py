@@ -32,9 +32,9 @@ VERBS: dict[str, dict[str, Verb]] = {
     },
     "Herder": {
         "doctor": Verb("doctor", "Check this machine and this installation"),
-        "completion": Verb("completion", "Print the shell completion for bash, zsh or fish"),
+        "completion": Verb("shell", "Print the shell completion for bash, zsh or fish"),
         "version": Verb("version", "Print the version"),
-        "complete": Verb("completion", "Print what a command line can go on with", hidden=True),
+        "complete": Verb("shell", "Print what a command line can go on with", hidden=True),
     },
 }
 

@@ -91,8 +91,8 @@ def synthetic(name: str) -> SyntheticFiles:
     """The model called SHAPE@FORMAT, as in "llama-3.1-8b@q4_0".
 
     The embedding and the head are Q6_K when the format has fewer than 6 bits, as in files that llama.cpp quantizes;
-    Q8_0 where their rows are no multiple of 256. Raises UsageError for an unknown shape or format, UnsupportedModel for a
-    format whose blocks do not divide the shape's rows.
+    Q8_0 where their rows are no multiple of 256. Raises UsageError for an unknown shape or format, UnsupportedModel for
+    a format whose blocks do not divide the shape's rows.
     """
     shape, at, wanted = name.partition("@")
     config = shape_config(shape)

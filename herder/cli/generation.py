@@ -1,0 +1,81 @@
+"""The options of the verbs that generate, and a model loaded with them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from herder.cli.command import COUNT, FILE, INTEGER, NUMBER, TEXT, Option, Parsed, choice
+from herder.cli.pull import OFFLINE
+
+if TYPE_CHECKING:
+    from herder.llm import LLM
+
+# Named as in core.request.Sampling; a default of None leaves the choice to the model (chat) or to Sampling (--raw).
+SAMPLING = (
+    Option("--temperature", NUMBER, "Randomness; 0 always takes the likeliest token"),
+    Option("--top-k", INTEGER, "Draw from the k likeliest tokens; 0 is off"),
+    Option("--top-p", NUMBER, "Draw from the likeliest tokens that together have probability p; 1 is off"),
+    Option("--min-p", NUMBER, "Leave out tokens less likely than p times the likeliest; 0 is off"),
+    Option("--repetition-penalty", NUMBER, "Divide the logits of tokens that occurred (prompt and answer); 1 is off"),
+    Option("--presence-penalty", NUMBER, "Lower the logits of tokens that the answer has; 0 is off"),
+    Option("--frequency-penalty", NUMBER, "Lower them once for each time the answer has them; 0 is off"),
+    Option("--seed", INTEGER, "The same prompt, options and seed give the same answer"),
+)
+LIMITS = (
+    Option(
+        "--max-tokens", COUNT, "Stop after this many tokens; without it, when the model ends or the context is full"
+    ),
+    Option("--stop", TEXT, "End the answer before this text; may be given several times", many=True),
+)
+LOADING = (
+    Option("--context", COUNT, "Longest prompt plus answer, in tokens; without it the model's, at most 8192"),
+    Option("--threads", COUNT, "Threads; without it one per core this process may use"),
+    Option(
+        "--dtype", choice("auto", "float32"), "auto computes in the stored formats, float32 expands everything", "auto"
+    ),
+    OFFLINE,
+)
+SYSTEM = Option("--system", TEXT, "The system message")
+TEMPLATE = Option("--template", FILE, "A Jinja chat template to use instead of the model's own")
+
+
+def sampling_options(parsed: Parsed) -> dict[str, Any]:
+    """The sampling options that were given, named as herder.LLM takes them."""
+    values = {option.name: getattr(parsed, option.name) for option in SAMPLING}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def read_template(path: str | None) -> str | None:
+    """The text of a template file. Raises UsageError when it cannot be read."""
+    if path is None:
+        return None
+    from herder.core.errors import UsageError
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"the template {path} cannot be read: {reason}") from None
+
+
+@contextlib.contextmanager
+def loaded(model: str, parsed: Parsed, *, template: str | None = None) -> Iterator[LLM]:
+    """The model, loaded with the LOADING options; fetched first, with a progress bar, if it is not here."""
+    import herder
+    from herder.cli.progress import transfer
+
+    with transfer() as progress:
+        llm = herder.load(
+            model,
+            context=parsed.context,
+            threads=parsed.threads or 0,
+            dtype=parsed.dtype,
+            template=template,
+            offline=parsed.offline,
+            progress=progress,
+        )
+    with llm:
+        yield llm
