@@ -15,8 +15,8 @@ class Rope:
 
     kind: default | linear | dynamic | llama3 | yarn | longrope, as in Hugging Face's rope_type.
     original_context: the context before scaling; None: the model's own.
-    factors: divisors of each rotation's frequency (head_dim / 2). GGUF's `rope_freqs.weight` comes before the scaling of
-    `kind`, and replaces it for llama3, of which it is the result; for longrope they are the short factors, and
+    factors: divisors of each rotation's frequency (head_dim / 2). GGUF's `rope_freqs.weight` comes before the scaling
+    of `kind`, and replaces it for llama3, of which it is the result; for longrope they are the short factors, and
     long_factors serve contexts beyond the original one.
     attention_factor: what cos and sin are multiplied by (yarn, longrope); None: computed from the other values.
     The formulas are in herder/weights/rope.py.
@@ -48,7 +48,10 @@ class LayerPlan:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """architecture: the file's own word (`llama`, `mistral`, ...). context: the longest sequence the model was made for."""
+    """One model.
+
+    architecture: the file's own word (`llama`, `mistral`, ...). context: the longest sequence the model was made for.
+    """
 
     architecture: str
     layers: int

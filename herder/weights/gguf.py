@@ -227,6 +227,16 @@ class _Cursor:
         self.pos += length
         return raw.decode("utf-8", "surrogateescape")
 
+    def name(self, field: str, seen: set[str]) -> str:
+        """A key or a tensor name: not empty, and not one of those seen before."""
+        name = self.string(field, MAX_NAME)
+        if not name:
+            self.fail(f"{field} is empty")
+        if name in seen:
+            self.fail(f"{field}, {name!r}, appears twice")
+        seen.add(name)
+        return name
+
     def value(self, kind: int, field: str, depth: int = 0) -> Value:
         layout = _SCALARS.get(kind)
         if layout is not None:
@@ -307,10 +317,7 @@ def _preamble(cursor: _Cursor) -> tuple[int, int, int]:
 def _metadata(cursor: _Cursor, count: int) -> Iterator[tuple[str, Value]]:
     seen: set[str] = set()
     for i in range(count):
-        key = cursor.string(f"metadata key {i}", MAX_NAME)
-        if key in seen:
-            cursor.fail(f"metadata key {key!r} appears twice")
-        seen.add(key)
+        key = cursor.name(f"metadata key {i}", seen)
         yield key, cursor.value(cursor.scalar("<I", f"metadata {key!r}"), f"metadata {key!r}")
 
 
@@ -325,10 +332,7 @@ def _tensors(cursor: _Cursor, count: int, alignment: int) -> list[GGUFTensor]:
     infos = []
     seen: set[str] = set()
     for i in range(count):
-        name = cursor.string(f"name of tensor {i}", MAX_NAME)
-        if name in seen:
-            cursor.fail(f"tensor {name!r} appears twice")
-        seen.add(name)
+        name = cursor.name(f"name of tensor {i}", seen)
         field = f"tensor {name!r}"
         dimensions = cursor.scalar("<I", field)
         if not 1 <= dimensions <= MAX_DIMENSIONS:
