@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 from herder.core import machine
 from herder.core.batch import PAGE_TOKENS
 from herder.core.config import ModelConfig
-from herder.core.errors import OutOfMemory, UnsupportedModel, UsageError
+from herder.core.errors import HerderError, ModelFileError, OutOfMemory, UnsupportedModel, UsageError
+from herder.core.request import Sampling
 from herder.core.sizes import bytes_text
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ T = TypeVar("T")
 Progress = Callable[[str, int, int | None], None]  # what is being done, how much of it, of how much (bytes)
 
 DEFAULT_CONTEXT = 8192
+CHAT_SAMPLING = Sampling(temperature=0.6, top_p=0.9)  # Meta's generation code for Llama (llama3/generation.py)
 
 
 class KVPlan(NamedTuple):
@@ -126,6 +128,29 @@ def plan_kv(
     return KVPlan(wanted, pages, need)
 
 
+def recommended_sampling(files: ModelFiles) -> Sampling:
+    """What the model's makers recommend for chats: generation_config.json with do_sample (Hugging Face), or the keys
+    general.sampling.* (GGUF); CHAT_SAMPLING where the files say nothing. Raises ModelFileError for values that are none.
+
+    Not followed: GGUF's penalties, XTC and Mirostat, which mean something else than the penalties here or nothing.
+    """
+    generation = files.metadata.get("generation_config.json")
+    if generation is not None:
+        given = generation if generation.get("do_sample") else {}
+        names = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+    else:
+        given = files.metadata
+        keys = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
+        names = {name: f"general.sampling.{key}" for name, key in keys.items()}
+    values = {name: given[key] for name, key in names.items() if given.get(key) is not None}
+    if not values:
+        return CHAT_SAMPLING
+    try:
+        return Sampling(**values)
+    except (HerderError, TypeError) as error:
+        raise ModelFileError(f"{files.path} recommends a sampling that is none ({error}): correct the file") from None
+
+
 def _assemble(
     files: ModelFiles,
     dtype: Literal["auto", "float32"],
@@ -161,13 +186,21 @@ def _assemble(
         from herder.llm import LLM
         from herder.text.load import load_tokenizer
 
-        tokenizer = load_tokenizer(files)
+        tokenizer = load_tokenizer(files.metadata if files.kind == "gguf" else files.path)
+        chat_sampling = recommended_sampling(files)
         chat_format = load_chat_format(files, tokenizer, template=template)
     except BaseException:
         packing.abandon(lambda executor: executor.close())
         raise
     engine = Engine(packing.result(), Policy(speculate=speculate))
-    return LLM(engine=engine, tokenizer=tokenizer, config=config, chat_format=chat_format)
+    return LLM(
+        engine=engine,
+        tokenizer=tokenizer,
+        config=config,
+        chat_format=chat_format,
+        chat_sampling=chat_sampling,
+        stop_ids=files.stop_token_ids,
+    )
 
 
 class Background(Generic[T]):

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
 Prompt: TypeAlias = str | Sequence[int]
 Tools: TypeAlias = Sequence[Mapping[str, Any]]
 
-# Meta's own generation code for the Llama models (llama3/generation.py) samples chats with these.
-CHAT_SAMPLING = Sampling(temperature=0.6, top_p=0.9)
-
 
 class Options(TypedDict, total=False):
     """How to generate; each has a default. The sampling options are those of core.request.Sampling.
@@ -69,8 +66,7 @@ class LLM:
 
     engine, tokenizer, chat_format, config: the parts, for those who want them; chat_format is None for a model without
     one. stop_ids: the tokens that end an answer.
-    chat_sampling: what chat() samples with where a call does not say otherwise (the model files' own recommendation,
-    else CHAT_SAMPLING).
+    chat_sampling: what chat() samples with where a call does not say otherwise (see assemble.recommended_sampling).
     """
 
     def __init__(
@@ -80,7 +76,7 @@ class LLM:
         tokenizer: Tokenizer,
         config: ModelConfig,
         chat_format: ChatFormat | None,
-        chat_sampling: Sampling = CHAT_SAMPLING,
+        chat_sampling: Sampling,
         stop_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.engine = engine
@@ -287,8 +283,10 @@ class LLM:
         given: dict[str, Any] = {name: value for name, value in options.items() if name not in _REQUEST_OPTIONS}
         if "logit_bias" in given:
             given["logit_bias"] = tuple(sorted(given["logit_bias"].items()))
-        stop = options.get("stop", ())
-        stop_tokens = frozenset(options.get("stop_tokens", ()))
+        stop = options.get("stop")
+        if stop is None or isinstance(stop, str):
+            stop = () if stop is None else (stop,)
+        stop_tokens = frozenset(options.get("stop_tokens") or ())
         if not options.get("ignore_eos", False):
             stop_tokens |= self.stop_ids
         request = Request(
@@ -298,7 +296,7 @@ class LLM:
             stop_tokens=stop_tokens,
             priority=options.get("priority", 0),
         )
-        return request, (stop,) if isinstance(stop, str) else tuple(stop)
+        return request, tuple(stop)
 
 
 def _results(stream: Stream) -> Iterator[Evaluated]:

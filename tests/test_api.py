@@ -36,7 +36,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 def make(tokenizer: Tokenizer, executor: FakeExecutor | None = None) -> LLM:
     engine = Engine(executor or FakeExecutor(LIMITS, dim=CONFIG.dim))
-    return LLM(engine=engine, tokenizer=tokenizer, config=CONFIG, chat_format=None)
+    return LLM(engine=engine, tokenizer=tokenizer, config=CONFIG, chat_format=None, chat_sampling=Sampling())
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herder.assemble import DEFAULT_CONTEXT, Background, load, plan_kv
+from herder.assemble import CHAT_SAMPLING, DEFAULT_CONTEXT, Background, load, plan_kv, recommended_sampling
 from herder.core.batch import PAGE_TOKENS
-from herder.core.errors import HerderError, ModelNotFound, OutOfMemory, UnsupportedModel, UsageError
+from herder.core.errors import HerderError, ModelFileError, ModelNotFound, OutOfMemory, UnsupportedModel, UsageError
+from herder.core.request import Sampling
 from tests.tiny import tiny_config
 
 PAGE = tiny_config().kv_bytes(PAGE_TOKENS)
@@ -92,3 +93,39 @@ def test_an_abandoned_background_discards_its_value() -> None:
     assert discarded == [5]
     Background(lambda: 1 / 0, "elsewhere").abandon(lambda value: discarded.append(6))
     assert discarded == [5]
+
+
+class Files:
+    """As much of ModelFiles as recommended_sampling looks at."""
+
+    path = "here"
+
+    def __init__(self, **metadata: object) -> None:
+        self.metadata = {key.replace("__", "."): value for key, value in metadata.items()}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, CHAT_SAMPLING),
+        ({"generation_config__json": {"temperature": 0.2}}, CHAT_SAMPLING),  # without do_sample it means nothing
+        ({"generation_config__json": {"do_sample": True}}, CHAT_SAMPLING),
+        (
+            {"generation_config__json": {"do_sample": True, "temperature": 0.2, "top_k": 50, "top_p": None}},
+            Sampling(temperature=0.2, top_k=50),
+        ),
+        (
+            {"general__sampling__temp": 0.5, "general__sampling__min_p": 0.1, "general__sampling__mirostat": 2},
+            Sampling(temperature=0.5, min_p=0.1),
+        ),
+    ],
+)
+def test_the_makers_recommendation_is_the_default_of_chats(metadata: dict[str, object], expected: Sampling) -> None:
+    assert recommended_sampling(Files(**metadata)) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [-1.0, "hot", [0.6]])
+def test_a_recommendation_that_is_none_is_refused(value: object) -> None:
+    files = Files(generation_config__json={"do_sample": True, "temperature": value})
+    with pytest.raises(ModelFileError, match="here recommends a sampling that is none"):
+        recommended_sampling(files)  # type: ignore[arg-type]
