@@ -62,7 +62,7 @@ hd_status apply_penalties(const hd_sampling& o, const int32_t* more_history, int
       logit -= o.frequency_penalty * static_cast<float>(in_output);
     }
     if (std::isnan(logit)) {
-      status = fail(err, HD_ERR_ARGUMENT, "bias and penalties of token %d are both +inf and -inf", id);
+      status = fail(err, HD_ERR_ARGUMENT, "bias and penalties take token %d to both +inf and -inf", id);
     }
     x[id] = logit;
   }
