@@ -130,7 +130,7 @@ def plan_kv(
 
 def recommended_sampling(files: ModelFiles) -> Sampling:
     """What the model's makers recommend for chats: generation_config.json with do_sample (Hugging Face), or the keys
-    general.sampling.* (GGUF); CHAT_SAMPLING where the files say nothing. Raises ModelFileError for values that are none.
+    general.sampling.* (GGUF); CHAT_SAMPLING where the files say nothing. Raises ModelFileError for impossible values.
 
     Not followed: GGUF's penalties, XTC and Mirostat, which mean something else than the penalties here or nothing.
     """
