@@ -42,9 +42,14 @@ TEMPLATE = Option("--template", FILE, "A Jinja chat template to use instead of t
 
 
 def sampling_options(parsed: Parsed) -> dict[str, Any]:
-    """The sampling options that were given, named as herder.LLM takes them."""
-    values = {option.name: getattr(parsed, option.name) for option in SAMPLING}
-    return {name: value for name, value in values.items() if value is not None}
+    """The sampling options that were given, named as herder.LLM takes them; checked before any model is loaded."""
+    from herder.core.request import Sampling
+
+    names = [option.name for option in SAMPLING] + ["logprobs"]
+    values = {name: getattr(parsed, name, None) for name in names}
+    given = {name: value for name, value in values.items() if value is not None}
+    Sampling(**given)
+    return given
 
 
 def read_template(path: str | None) -> str | None:

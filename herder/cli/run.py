@@ -24,14 +24,12 @@ def run(parsed: Parsed) -> int:
         raise UsageError("--logprobs needs --json: the streamed text has no place for them")
     if parsed.raw and (parsed.system is not None or parsed.template is not None):
         raise UsageError("--raw uses no chat format: leave out --system and --template, or --raw")
+    options = sampling_options(parsed) | {"max_tokens": parsed.max_tokens, "stop": parsed.stop}
     template = read_template(parsed.template)
     prompt = _prompt(parsed)
     started = time.monotonic()
     with loaded(parsed.model, parsed, template=template) as llm:
         ready = time.monotonic() - started
-        options = sampling_options(parsed) | {"max_tokens": parsed.max_tokens, "stop": parsed.stop}
-        if parsed.logprobs is not None:
-            options["logprobs"] = parsed.logprobs
         with _start(llm, parsed, prompt, options) as stream:
             if not parsed.json:
                 _print(stream)
@@ -45,10 +43,11 @@ def run(parsed: Parsed) -> int:
 
 def _prompt(parsed: Parsed) -> str:
     """The argument, standard input, or the one, an empty line, and the other. Chats lose the newline at the end."""
-    piped = read_standard_input() if _piped(parsed.prompt) else ""
+    given = None if parsed.prompt == "-" else parsed.prompt
+    piped = read_standard_input() if _piped(given) else ""
     if not parsed.raw:
         piped = piped.rstrip("\n")
-    prompt = "\n\n".join(part for part in (parsed.prompt, piped) if part)
+    prompt = "\n\n".join(part for part in (given, piped) if part)
     if not prompt:
         raise UsageError(
             f"PROMPT is missing: herder run {parsed.model} 'your question', or pipe one in; "
@@ -62,7 +61,7 @@ def _piped(prompt: str | None) -> bool:
     import os
     import stat
 
-    if prompt == "-" or prompt is None:
+    if prompt is None:
         return not sys.stdin.isatty()
     try:
         mode = os.fstat(sys.stdin.fileno()).st_mode
@@ -79,7 +78,7 @@ def _start(llm: LLM, parsed: Parsed, prompt: str, options: dict[str, Any]) -> Co
 
 
 def _print(stream: CompletionStream) -> None:
-    """The text as it comes. Each piece is flushed: the reader may be a person, or a program that waits for the first."""
+    """The text as it comes, each piece flushed: the reader may be a person, or a program that waits for the first."""
     out = sys.stdout
     last = "\n"
     try:

@@ -1,0 +1,105 @@
+"""herder show: what a model is, and what it needs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from herder.cli.command import COUNT, Command, Option, Parsed
+from herder.cli.progress import transfer
+from herder.cli.pull import JSON, MODEL_ARGUMENT, OFFLINE
+from herder.cli.terminal import print_json, styled
+from herder.core.sizes import bytes_text, count_text
+
+if TYPE_CHECKING:
+    from herder.weights.summary import Summary
+
+
+def show(parsed: Parsed) -> int:
+    from herder.weights.source import open_model
+    from herder.weights.store import resolve
+    from herder.weights.summary import summarize
+
+    with transfer() as progress:
+        path = resolve(parsed.model, offline=parsed.offline, progress=progress)
+    with open_model(path) as files:
+        summary = summarize(files, parsed.context)
+    if parsed.json:
+        print_json(_document(parsed.model, summary))
+    else:
+        for name, value in _lines(summary):
+            print(f"{styled(name.ljust(12), '1')}  {value}")
+    return 0
+
+
+def _lines(summary: Summary) -> list[tuple[str, str]]:
+    config = summary.config
+    rope = f"{config.rope.kind}, theta {config.rope.theta:g}"
+    if config.rope.factor != 1:
+        rope += f", factor {config.rope.factor:g}"
+    windows = sorted({layer.window for layer in config.plan if layer.window is not None})
+    lines = [
+        ("name", summary.name),
+        ("architecture", config.architecture),
+        ("parameters", f"{count_text(summary.parameters)} ({summary.parameters:,})"),
+        ("layers", f"{config.layers} of dimension {config.dim}, feed-forward {config.ffn_dim}"),
+        ("heads", f"{config.heads} of {config.head_dim}, {config.kv_heads} for keys and values"),
+        ("vocabulary", f"{config.vocab} tokens, " + ("head tied to the embedding" if config.tied else "own head")),
+        ("context", f"{config.context} tokens" + (f", window {windows[0]}" if windows else "")),
+        ("rope", rope),
+        ("size", f"{bytes_text(summary.file_bytes)}, {summary.bits_per_weight:.2f} bits per weight"),
+        ("types", ", ".join(f"{s.tensors} {s.name} ({bytes_text(s.bytes)})" for s in summary.formats)),
+        ("licence", summary.licence or "not stated in the file"),
+        ("chat", _chat(summary)),
+        ("file", summary.paths[0] + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")),
+    ]
+    for context, kv in summary.kv_bytes:
+        total = summary.file_bytes + kv
+        lines.append(("memory", f"{bytes_text(total)} at {context} tokens: file and {bytes_text(kv)} of KV cache"))
+    return lines
+
+
+def _chat(summary: Summary) -> str:
+    if summary.template is None:
+        return "no template: continues text"
+    others = [name for name in summary.templates if name != "default"]
+    return "template in the file" + (f", also {', '.join(others)}" if others else "")
+
+
+def _document(model: str, summary: Summary) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "model": model,
+        "name": summary.name,
+        "kind": summary.kind,
+        "paths": list(summary.paths),
+        "file_bytes": summary.file_bytes,
+        "licence": summary.licence,
+        "parameters": summary.parameters,
+        "bits_per_weight": summary.bits_per_weight,
+        "types": [dataclasses.asdict(share) for share in summary.formats],
+        "chat_template": summary.template,
+        "chat_templates": list(summary.templates),
+        "config": dataclasses.asdict(summary.config),
+        "memory": [
+            {"context": context, "kv_bytes": kv, "total_bytes": summary.file_bytes + kv}
+            for context, kv in summary.kv_bytes
+        ],
+    }
+
+
+COMMANDS = {
+    "show": Command(
+        name="show",
+        summary="Print a model's shape, types, size, licence and memory need",
+        run=show,
+        arguments=(MODEL_ARGUMENT,),
+        options=(
+            Option("--context", COUNT, "Tokens to give the memory for; several times for several", many=True),
+            JSON,
+            OFFLINE,
+        ),
+        details="Reads the header only. Memory is the file and one sequence's 16-bit KV cache at the given context.",
+        examples=("herder show smollm2", "herder show ./model.gguf --context 8192 --json"),
+    )
+}
