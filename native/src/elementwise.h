@@ -1,0 +1,107 @@
+// Norm, activation quantization, SwiGLU, rotation: one token (or head) a call.
+#pragma once
+
+#include "kernels.h"
+#include "vec.h"
+
+namespace herder::HD_ISA_NAMESPACE {
+
+// Sum of the 16 lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  float v[16];
+  f_store(v, a);
+  for (int step = 8; step; step >>= 1)
+    for (int i = 0; i < step; ++i) v[i] = v[i] + v[i + step];
+  return v[0];
+}
+
+HD_INLINE float lanes_max(F a) {
+  float v[16];
+  f_store(v, a);
+  for (int step = 8; step; step >>= 1)
+    for (int i = 0; i < step; ++i) v[i] = v[i] > v[i + step] ? v[i] : v[i + step];
+  return v[0];
+}
+
+// The last, partial vector of a row, zero-filled.
+HD_INLINE F load_tail(const float* x, int64_t n) {
+  float v[16] = {};
+  std::memcpy(v, x, static_cast<size_t>(n) * sizeof(float));
+  return f_load(v);
+}
+
+HD_INLINE void store_tail(float* x, int64_t n, F a) {
+  float v[16];
+  f_store(v, a);
+  std::memcpy(x, v, static_cast<size_t>(n) * sizeof(float));
+}
+
+// Symmetric int8 with one scale for 32 values: q = round(x * 127 / max|x|), ties to even.
+inline void quantize(const float* x, int64_t n, int64_t padded, QuantizedRow out) {
+  for (int64_t k = 0; k < padded; k += kActivationGroup) {
+    F v[2];
+    for (int i = 0; i < 2; ++i) {
+      const int64_t left = n - k - i * kLanes;
+      const float* p = x + k + i * kLanes;
+      v[i] = left >= kLanes ? f_load(p) : left > 0 ? load_tail(p, left) : f_zero();
+    }
+    const float amax = lanes_max(f_max(f_abs(v[0]), f_abs(v[1])));
+    const bool finite = !f_any_nan(v[0]) && !f_any_nan(v[1]) && amax < __builtin_inff();
+    const bool tiny = !(amax > 1e-30f);  // its reciprocal would overflow; such a group counts as zero
+    const float inverse = finite && !tiny ? 127.0f / amax : 0.0f;
+    const int64_t g = k / kActivationGroup;
+    out.scale[g] = !finite ? __builtin_nanf("") : tiny ? 0.0f : amax / 127.0f;
+    for (int i = 0; i < 2; ++i) {
+      const I q = i_round(f_mul(v[i], f_set1(inverse)));
+      i_store_s8(out.q + k + i * kLanes, q);
+      out.sum16[2 * g + i] = finite ? i_sum(q) : 0;
+    }
+    out.sum32[g] = out.sum16[2 * g] + out.sum16[2 * g + 1];
+  }
+}
+
+// Root mean square norm (Zhang and Sennrich 2019): out = x / sqrt(mean(x^2) + eps) * weight.
+inline void rms_norm(const float* x, const float* weight, int64_t n, float eps, float* out) {
+  F squares = f_zero();
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) squares = f_fma(f_load(x + k), f_load(x + k), squares);
+  if (k < n) squares = f_fma(load_tail(x + k, n - k), load_tail(x + k, n - k), squares);
+  const float mean = lanes_sum(squares) / static_cast<float>(n);
+  const F factor = f_set1(1.0f / __builtin_sqrtf(mean + eps));
+  for (k = 0; k + kLanes <= n; k += kLanes) f_store(out + k, f_mul(f_mul(f_load(x + k), factor), f_load(weight + k)));
+  if (k < n)
+    store_tail(out + k, n - k, f_mul(f_mul(load_tail(x + k, n - k), factor), load_tail(weight + k, n - k)));
+}
+
+// gate = gate / (1 + exp(-gate)) * up (SwiGLU, Shazeer 2020). n is a multiple of 16 (rows are padded).
+inline void silu_mul(float* gate, const float* up, int64_t n) {
+  for (int64_t k = 0; k < n; k += kLanes) {
+    const F g = f_load(gate + k);
+    const F e = f_exp(f_sub(f_zero(), g));
+    f_store(gate + k, f_mul(f_div(g, f_add(f_set1(1.0f), e)), f_load(up + k)));
+  }
+}
+
+inline void add(float* out, const float* x, int64_t n) {
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) f_store(out + k, f_add(f_load(out + k), f_load(x + k)));
+  for (; k < n; ++k) out[k] += x[k];
+}
+
+// Half-split rotation (Su et al. 2021; pairs i and i + half as in Hugging Face's rotate_half).
+inline void rope(float* head, const float* cosine, const float* sine, int32_t half) {
+  int32_t i = 0;
+  for (; i + kLanes <= half; i += kLanes) {
+    const F a = f_load(head + i), b = f_load(head + half + i), c = f_load(cosine + i), s = f_load(sine + i);
+    f_store(head + i, f_sub(f_mul(a, c), f_mul(b, s)));
+    f_store(head + half + i, f_add(f_mul(b, c), f_mul(a, s)));
+  }
+  for (; i < half; ++i) {
+    const float a = head[i], b = head[half + i];
+    const float ac = a * cosine[i], bs = b * sine[i], bc = b * cosine[i], as = a * sine[i];
+    head[i] = ac - bs;
+    head[half + i] = bc + as;
+  }
+}
+
+}  // namespace herder::HD_ISA_NAMESPACE

@@ -1,0 +1,81 @@
+// The table of kernels one instruction set provides. Chosen once when a model is created, never looked up per call.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace herder {
+
+enum class Store : int32_t { kSet, kAdd };  // kAdd: out += result (residual)
+
+struct QuantizedRow {
+  int8_t* q;
+  float* scale;
+  int32_t *sum16, *sum32;
+};
+
+// One query row of attention: a head of a token.
+struct AttentionRow {
+  const float* q;       // [head_dim], already rotated and scaled by 1/sqrt(head_dim)
+  int32_t position;     // keys 0..position are visible
+  int32_t first;        // first visible key (sliding window)
+  float* out;           // [head_dim]
+};
+
+struct KvView {
+  const uint8_t* base;      // pages of this layer
+  size_t page_stride;       // bytes from a page of the layer to the next
+  size_t head_offset;       // bytes from the page's start to this KV head's K block; its V block follows the K block
+  const int32_t* pages;     // block table
+  int32_t head_dim;
+  bool half;                // float16 entries, else float32
+};
+
+struct Kernels {
+  const char* isa;
+  int32_t amx;  // 1: matmul uses tiles for wide blocks
+
+  // out[t * out_stride + 16 * panel + lane] for panels [panel_begin, panel_end) and tokens [0, tokens).
+  // scratch: per-thread, matmul_scratch(matrix) bytes, 64-byte aligned.
+  void (*matmul)(const Matrix&, const Activations&, int64_t tokens, int64_t panel_begin, int64_t panel_end, Store,
+                 float* out, int64_t out_stride, uint8_t* scratch);
+  size_t (*matmul_scratch)(const Matrix&);
+
+  // x[n] -> int8 in groups of 32, zero-filled to padded; NaN or infinity in a group makes its scale NaN.
+  void (*quantize)(const float* x, int64_t n, int64_t padded, QuantizedRow out);
+  void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
+  void (*silu_mul)(float* gate, const float* up, int64_t n);  // gate = silu(gate) * up
+  void (*add)(float* out, const float* x, int64_t n);
+  // Half-split rotation of one head: pairs (i, i + half).
+  void (*rope)(float* head, const float* cos, const float* sin, int32_t half);
+  // Writes k, v (one head of one token) at slot `slot` of a page's head block.
+  void (*kv_write)(uint8_t* head_block, int32_t head_dim, bool half, int32_t slot, const float* k, const float* v);
+  // rows share one KV head and one sequence; scratch: attention_scratch(head_dim) floats.
+  void (*attention)(const AttentionRow* rows, int32_t n_rows, const KvView&, float* scratch);
+
+  double (*int8_peak)(double seconds);  // operations/s of one thread's inner product loop (multiply and add count as 2)
+  double (*f32_peak)(double seconds);
+  double (*read_pass)(const uint8_t* data, size_t bytes);  // reads all of data once; returns a checksum
+};
+
+constexpr int32_t kAttentionTile = 12;       // query rows handled together
+constexpr int32_t kSplitPages = 16;          // pages reduced into one partial result before merging
+static inline size_t attention_scratch(int32_t head_dim) {
+  // scores [12][32], partial and total output [12][head_dim] each, m and l
+  return static_cast<size_t>(kAttentionTile) * (32 + 2 * static_cast<size_t>(head_dim) + 8) + 64;
+}
+
+// Provided by isa/*.cpp as compiled in.
+const Kernels* kernels_portable();
+const Kernels* kernels_avx2();
+const Kernels* kernels_avxvnni();
+const Kernels* kernels_avx512();
+const Kernels* kernels_avx512vnni();
+const Kernels* kernels_amx();
+const Kernels* kernels_neon();
+const Kernels* kernels_dotprod();
+const Kernels* kernels_i8mm();
+
+}  // namespace herder

@@ -1,0 +1,64 @@
+// The compute layouts: what a weight matrix looks like after packing.
+//
+// A matrix is cut into panels of 16 rows (one lane each). Integer layouts store, for every unit of 64 inputs,
+//   scales  (64 / group) x 16 float16
+//   minima  (64 / group) x 16 float16      only where the format has them
+//   codes   4-bit: 8 x 64 bytes, 8-bit: 16 x 64 bytes
+// in one stream, so a panel is read front to back. 64 code bytes hold 4 consecutive inputs (a quad) of 16 rows. In the
+// 4-bit layout each byte carries two quads of its group: the low nibble quad i, the high nibble quad i + group / 8.
+//   weight = row_scale[row] * (scale * (table ? table[code] : code - zero) + minimum)
+// row_scale is a power of two that keeps float16 scales in range; it is 1 where the format's own scales are float16.
+//
+// Float layouts store 16 rows side by side for every input: [inputs][16] of float32, float16 or bfloat16.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace herder {
+
+constexpr int kLanes = 16;        // rows of a panel
+constexpr int kUnit = 64;         // inputs of a unit
+constexpr int kMaxTile = 12;      // tokens a micro-kernel holds in registers
+constexpr int kTokenPad = 16;     // activation rows are allocated in multiples of this (an AMX tile)
+
+enum class Layout : int32_t { kNibble, kNibbleTable, kByte, kF32, kF16, kBF16 };
+
+struct Matrix {
+  Layout layout = Layout::kF32;
+  int32_t group = 0;     // 16 or 32 inputs share a scale
+  bool has_min = false;
+  int32_t zero = 0;
+  int8_t table[16] = {};
+  int64_t rows = 0, cols = 0;
+  int64_t padded_cols = 0;  // integer layouts: multiple of kUnit
+  int64_t panels = 0;
+  size_t panel_bytes = 0;
+  uint8_t* data = nullptr;         // panels * panel_bytes, 64-byte aligned
+  float* row_scale = nullptr;      // panels * 16, or null when all are 1
+  const float* bias = nullptr;     // panels * 16, or null
+
+  // always inlined: this header is compiled for several instruction sets, and one set's copy must not serve another
+  [[gnu::always_inline]] bool integer() const { return layout <= Layout::kByte; }
+  [[gnu::always_inline]] int groups_per_unit() const { return kUnit / group; }
+  [[gnu::always_inline]] size_t unit_scale_bytes() const { return static_cast<size_t>(groups_per_unit()) * kLanes * 2 * (has_min ? 2 : 1); }
+  [[gnu::always_inline]] size_t unit_code_bytes() const { return layout == Layout::kByte ? 1024 : 512; }
+  [[gnu::always_inline]] size_t unit_bytes() const { return unit_scale_bytes() + unit_code_bytes(); }
+};
+
+constexpr int kActivationGroup = 32;  // inputs of a token that share an int8 scale
+
+static inline int64_t pad_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// Activations of a block of tokens. Float rows for float layouts; int8 rows with scales and sums for integer layouts.
+struct Activations {
+  const float* x = nullptr;  // [tokens][stride]
+  int64_t stride = 0;
+  const int8_t* q = nullptr;       // [tokens][padded_cols]
+  const float* scale = nullptr;    // [tokens][padded_cols / 32]
+  const int32_t* sum16 = nullptr;  // [tokens][padded_cols / 16]: sum of q over 16 inputs
+  const int32_t* sum32 = nullptr;  // [tokens][padded_cols / 32]
+  int64_t padded_cols = 0;
+};
+
+}  // namespace herder

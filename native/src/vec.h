@@ -1,0 +1,46 @@
+// Sixteen lanes, spelled once per instruction set.
+//
+// Every kernel of the core is written over three types: F (16 float32 lanes), I (16 int32 lanes) and B (64 bytes: 4 per
+// lane). A lane is an output row, so the order of additions inside a lane is the order of the loop, and the same source
+// gives the same bits on every instruction set and every machine. All multiply-adds are explicit FMAs.
+//
+// This header is included by isa/*.cpp only, after HD_ISA_NAMESPACE and one HD_VEC_* macro are defined.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#define HD_INLINE inline __attribute__((always_inline))
+
+#if defined(HD_VEC_AVX512)
+#include "vec_avx512.h"
+#elif defined(HD_VEC_AVX2)
+#include "vec_avx2.h"
+#elif defined(HD_VEC_NEON)
+#include "vec_neon.h"
+#else
+#include "vec_portable.h"
+#endif
+
+namespace herder::HD_ISA_NAMESPACE {
+
+// exp(x), x clamped to [-87.3, 88]: Cody-Waite reduction by ln 2 and a degree-6 polynomial (coefficients after Cephes
+// expf, S. Moshier); relative error below 2e-7. The same sequence of FMAs on every instruction set.
+HD_INLINE F f_exp(F x) {
+  x = f_min(f_set1(88.0f), f_max(f_set1(-87.3f), x));  // in this operand order NaN stays NaN
+  const I n = i_round(f_mul(x, f_set1(1.44269504088896341f)));
+  const F nf = f_from_i(n);
+  F r = f_fma(nf, f_set1(-0.693359375f), x);
+  r = f_fma(nf, f_set1(2.12194440e-4f), r);
+  F p = f_set1(1.9875691500e-4f);
+  p = f_fma(p, r, f_set1(1.3981999507e-3f));
+  p = f_fma(p, r, f_set1(8.3334519073e-3f));
+  p = f_fma(p, r, f_set1(4.1665795894e-2f));
+  p = f_fma(p, r, f_set1(1.6666665459e-1f));
+  p = f_fma(p, r, f_set1(5.0000001201e-1f));
+  p = f_fma(f_mul(r, r), p, f_add(r, f_set1(1.0f)));
+  return f_scale2(p, n);
+}
+
+}  // namespace herder::HD_ISA_NAMESPACE
