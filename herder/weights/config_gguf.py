@@ -125,8 +125,8 @@ def config_from_gguf(
     unknown = keys.unread()
     if unknown:
         raise UnsupportedModel(
-            f"{where}: {architecture}.{unknown[0]} = {short(keys.get(unknown[0]))} is not known here and may change "
-            "the computation: a newer version of herder may know it"
+            f"{where}: {short(keys.prefix + unknown[0])} = {short(keys.get(unknown[0]))} is not known here and may "
+            "change the computation: a newer version of herder may know it"
         )
     return config
 

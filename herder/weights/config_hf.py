@@ -137,8 +137,8 @@ def config_from_hf(where: str, values: Mapping[str, Any], name: str = "", licenc
     keys.neutral("mlp_bias", (False, config.mlp_bias), "Mistral has no biases")
     if unknown := keys.unread():
         raise UnsupportedModel(
-            f"{where}: {unknown[0]} = {short(keys.get(unknown[0]))} is not known here and may change the computation: "
-            "remove the key if it does not, or use a newer version of herder"
+            f"{where}: {short(unknown[0])} = {short(keys.get(unknown[0]))} is not known here and may change the "
+            "computation: remove the key if it does not, or use a newer version of herder"
         )
     if config.rope.factors is not None or config.rope.long_factors is not None:
         _check_factor_lists(where, config)
@@ -187,7 +187,7 @@ def _rope(keys: Fields, context: int) -> Rope:
     original = top_original or rope.integer("original_max_position_embeddings", None)
     if unknown := [key for key in rope.unread() if key not in _ROPE_KEYS[kind]]:
         raise UnsupportedModel(
-            f"{keys.where}: {label}.{unknown[0]} = {short(rope.get(unknown[0]))} is not known for type {kind}"
+            f"{keys.where}: {short(rope.prefix + unknown[0])} = {short(rope.get(unknown[0]))} is not known for {kind}"
         )
     if kind == "default":
         return Rope(theta)

@@ -26,6 +26,7 @@ from typing import Any, NoReturn, overload
 
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.formats.table import Format, format_by_id
+from herder.weights.fields import short
 from herder.weights.mapping import MappedFile
 
 MAGIC = b"GGUF"
@@ -33,7 +34,7 @@ VERSIONS = (2, 3)
 DEFAULT_ALIGNMENT = 32
 MAX_DIMENSIONS = 4  # GGML_MAX_DIMS
 MAX_HEADER = 256 << 20  # bytes; a vocabulary of 200,000 tokens with 440,000 merges needs about 14 MiB
-MAX_ITEMS = 1 << 24  # elements in one metadata array
+MAX_ITEMS = 1 << 22  # elements in one metadata array
 MAX_TENSORS = 1 << 16
 MAX_KEYS = 1 << 16
 MAX_NAME = 1 << 16  # bytes in a key or a tensor name
@@ -169,7 +170,7 @@ def open_parts(path: Path) -> list[GGUF]:
             parts.append(GGUF(path.parent / name))
         for i, part in enumerate(parts):
             if part.metadata.get("split.no") != i or part.metadata.get("split.count") != count:
-                said = f"{part.metadata.get('split.no')} of {part.metadata.get('split.count')}"
+                said = f"{short(part.metadata.get('split.no'))} of {short(part.metadata.get('split.count'))}"
                 raise ModelFileError(
                     f"{part.path} says it is part {said}, counted from 0, but by its name {i} of {count}: rename it"
                 )
@@ -177,7 +178,7 @@ def open_parts(path: Path) -> list[GGUF]:
         found = sum(len(part.tensors) for part in parts)
         if total is not None and total != found:
             raise ModelFileError(
-                f"{path} says split.tensors.count = {total}, but its parts hold {found}: download again"
+                f"{path} says split.tensors.count = {short(total)}, but its parts hold {found}: download again"
             )
         return parts
     except BaseException:
@@ -284,7 +285,7 @@ class _Cursor:
                     length = length_at(data, pos)[0]
                     append(pos)
                     pos += 8 + length
-            except struct.error:  # the next length lies behind the window
+            except (struct.error, OverflowError):  # the next length lies behind the window
                 self.pos = pos
                 self.need(8, f"{field}[{len(starts)}]")
         append(pos)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import gguf
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from numpy.typing import NDArray
 from herder.core.errors import ModelFileError, NumericError, UnsupportedModel
 from herder.formats import reference, table
 from herder.formats.table import Format
+from herder.weights.gguf import GGUF
 
 FORMATS = pytest.mark.parametrize("fmt", table.FORMATS, ids=lambda fmt: fmt.name)
 PACKABLE = pytest.mark.parametrize("fmt", reference.PACKABLE, ids=lambda fmt: fmt.name)
@@ -60,6 +64,17 @@ def test_unpack_equals_gguf_on_any_bits(fmt: Format, data: st.DataObject) -> Non
         ours = reference.unpack(fmt, raw, 2, fmt.block)
         theirs = gguf.dequantize(raw.reshape(2, -1), Quant(fmt.id)).reshape(2, fmt.block)
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_unpack_equals_gguf_on_the_default_models_tensors(smollm2: Path) -> None:
+    with GGUF(smollm2) as file:
+        tensors = {tensor.format: tensor for tensor in file.tensors}  # the last of each format
+        assert {fmt.name for fmt in tensors} == {"F32", "Q4_1", "Q8_0"}
+        for fmt, tensor in tensors.items():
+            cols, rows = tensor.shape[0], math.prod(tensor.shape[1:])
+            raw = np.frombuffer(file.view(tensor), np.uint8)
+            theirs = gguf.dequantize(raw.reshape(rows, -1), Quant(fmt.id)).reshape(rows, cols)
+            np.testing.assert_array_equal(bits(reference.unpack(fmt, raw, rows, cols)), bits(theirs))
 
 
 @PACKABLE

@@ -160,9 +160,9 @@ LIES: dict[str, tuple[bytes, str]] = {
     "bool": (File(keys=[key("k", BOOL, b"\2")]).build(), "'k' is a bool with value 2"),
     "array type": (File(keys=[array_key("k", 99, 3, b"")]).build(), "'k' has value type 99"),
     "array count": (File(keys=[array_key("k", I8, HUGE, b"")]).build(), f"'k' has {HUGE} elements"),
-    "array of numbers past the end": (File(keys=[array_key("k", F64_VALUE, 2**23, b"")]).build(), "'k' needs 67108864"),
-    "array of strings past the end": (File(keys=[array_key("k", STRING, 2**23, b"")]).build(), "'k' needs 67108864"),
-    "array of arrays past the end": (File(keys=[array_key("k", 9, 2**23, b"")]).build(), "'k' needs 100663296"),
+    "array of numbers past the end": (File(keys=[array_key("k", F64_VALUE, 2**22, b"")]).build(), "'k' needs 33554432"),
+    "array of strings past the end": (File(keys=[array_key("k", STRING, 2**22, b"")]).build(), "'k' needs 33554432"),
+    "array of arrays past the end": (File(keys=[array_key("k", 9, 2**22, b"")]).build(), "'k' needs 50331648"),
     "string in an array": (
         File(keys=[array_key("k", STRING, 2, string("a") + struct.pack("<Q", 2**62))]).build(), "'k' needs",
     ),
