@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from herder.core.errors import ModelFileError
@@ -69,21 +69,27 @@ def merges_by_rank(tokens: Iterable[str], known: Mapping[str, Any]) -> list[Merg
     ]
 
 
-def build(vocab: dict[str, int], merges: Sequence[Merge], **options: Any) -> Any:
-    """A `tokenizers` BPE model.
+def fitting(merges: Sequence[Merge], words: Mapping[str, int], apart: Collection[str]) -> list[Merge]:
+    """The merges that make and use only `words`.
 
-    Merges that make or use a token left out of `vocab` (a control token, say) are dropped: text must not become one.
-    Raises ModelFileError when the tables still do not fit together.
+    Those that make or use a token of `apart` (a control token, say) are dropped: text must not become one. Raises
+    ModelFileError for a merge that names neither. (`tokenizers` itself panics on some such tables.)
     """
+    kept = [(left, right) for left, right in merges if left in words and right in words and left + right in words]
+    if len(kept) != len(merges):
+        for left, right in set(merges).difference(kept):
+            if not all(token in words or token in apart for token in (left, right, left + right)):
+                raise ModelFileError(f"the merge of {left!r} and {right!r} names a token that the vocabulary lacks")
+    return kept
+
+
+def build(words: dict[str, int], merges: Sequence[Merge], **options: Any) -> Any:
+    """A `tokenizers` BPE model over tables that fit together. Raises ModelFileError when the library refuses them."""
     from tokenizers.models import BPE
 
     try:
-        return BPE(vocab, merges, **options)
-    except Exception:  # tokenizers raises plain Exception: some merge names a token outside vocab
-        kept = [(left, right) for left, right in merges if left in vocab and right in vocab and left + right in vocab]
-    try:
-        return BPE(vocab, kept, **options)
-    except Exception as error:
+        return BPE(words, merges, **options)
+    except Exception as error:  # it raises plain Exception
         raise ModelFileError(f"the tokenizer's vocabulary and merges do not fit together: {error}") from error
 
 

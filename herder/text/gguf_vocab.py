@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from herder.core.errors import ModelFileError, UnsupportedModel
-from herder.text.bpe import ByteLevel, Encode, build, byte_alphabet, byte_level
+from herder.text.bpe import ByteLevel, Encode, build, byte_alphabet, byte_level, fitting
 from herder.text.sentencepiece import piece_encoder
 from herder.text.splits import split_named
 from herder.text.tokenizer import TURN_ENDS, Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary, text_of
@@ -53,8 +53,9 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
 
     def full() -> Encode:
         halves = text_of(b" ".join(merges)).split(" ")
-        pairs = list(zip(halves[::2], halves[1::2], strict=False))
-        return byte_level(build(vocabulary.ordinary(), pairs, ignore_merges=split.ignore_merges), split.patterns)
+        words = vocabulary.ordinary()
+        pairs = fitting(list(zip(halves[::2], halves[1::2], strict=False)), words, vocabulary.of(*Kind))
+        return byte_level(build(words, pairs, ignore_merges=split.ignore_merges), split.patterns)
 
     encode = ByteLevel(
         split,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from herder.core.errors import ModelFileError, UnsupportedModel
-from herder.text.bpe import Encode, Merge, build, encoder
+from herder.text.bpe import Encode, Merge, build, encoder, fitting
 from herder.text.tokenizer import SPACE, TURN_ENDS, Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary
 
 MAX_FILE = 256 << 20  # bytes; Llama 4's has 28 MB
@@ -47,7 +47,7 @@ def _tokenizer(data: Json, path: Path) -> Tokenizer:
         words[unknown] = model["vocab"][unknown]
     core = build(
         words,
-        list(_merges(model["merges"])),
+        fitting(list(_merges(model["merges"])), words, apart),
         unk_token=unknown,
         fuse_unk=bool(model.get("fuse_unk")),
         byte_fallback=bool(model.get("byte_fallback")),
