@@ -24,7 +24,7 @@ NETWORK = {
     "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "ssl", "urllib3",
     "urllib.request", "xmlrpc",
 }  # fmt: skip
-HEAVY = {"huggingface_hub", "jinja2", "numpy", "prompt_toolkit", "rich", "tokenizers", "torch", "typer"}
+HEAVY = {"huggingface_hub", "jinja2", "numpy", "prompt_toolkit", "rich", "tokenizers", "torch"}
 
 
 def where(path: Path, line: int | None = None) -> str:
