@@ -163,7 +163,7 @@ class _Parser:
         flag, equals, text = word.partition("=")
         option = self.flags.get(flag)
         if option is None:
-            self.fail(f"there is no option {flag}{_did_you_mean(flag, self.flags)}")
+            self.fail(f"there is no option {flag}{did_you_mean(flag, self.flags)}")
         if option.kind is None:
             if equals:
                 self.fail(f"{flag} takes no value")
@@ -197,16 +197,17 @@ class _Parser:
             self.fail(f"{what} is {text!r}: {kind.rule}")
 
 
-def _did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+def did_you_mean(word: str, known: Sequence[str] | dict[str, Any]) -> str:
+    """ ": did you mean X?", or nothing when no known word is near."""
     import difflib
 
-    close = difflib.get_close_matches(word, list(known), n=2, cutoff=0.6)
-    return f": did you mean {' or '.join(close)}?" if close else ""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f": did you mean {close[0]}?" if close else ""
 
 
 def unknown_verb(word: str, verbs: Sequence[str]) -> UsageError:
     """The error for a first word that is no verb."""
     from herder.weights.registry import MODELS
 
-    hint = f": did you mean `herder run {word}`?" if word in MODELS else _did_you_mean(word, verbs)
+    hint = f": did you mean `herder run {word}`?" if word in MODELS else did_you_mean(word, verbs)
     return UsageError(f"there is no command {word!r}{hint} (`herder --help` lists them)")
