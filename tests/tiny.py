@@ -18,18 +18,7 @@ from gguf import GGMLQuantizationType as Quant
 from numpy.typing import NDArray
 
 from herder.core.config import LayerPlan, ModelConfig, Rope
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-MERGES = (
-    "Ġ t", "h e", "i n", "e r", "a n", "Ġ a", "Ġt he", "o n", "r e", "Ġ s", "e n", "Ġ w", "i s", "o r", "Ġ c", "a t",
-    "n d", "Ġ b", "in g", "Ġ o", "e s", "Ġ f", "i t", "l l", "Ġa nd", "o u", "Ġ h", "Ġ p", "a l",
-)  # fmt: skip
-VOCAB = len(SPECIALS) + 256 + len(MERGES)  # 288
-EOS = 2  # <|im_end|>
+from tests.tiny_vocabulary import CHATML, EOS, VOCAB, add_to_gguf, write_tokenizer
 
 # Where the float16 scales of a block lie, for the formats the gguf package cannot pack.
 _SCALES = {
@@ -77,22 +66,6 @@ def tiny_config(
         rope=rope or Rope(), plan=(LayerPlan(window=window),) * layers, tied=tied, attention_bias=attention_bias,
         mlp_bias=mlp_bias, name=name, licence=licence,
     )  # fmt: skip
-
-
-def byte_symbols() -> list[str]:
-    """GPT-2's printable character of each byte: printable ones stand for themselves, the rest for 256 and up."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [b for b in range(256) if b not in printable]
-    return [chr(b) if b in printable else chr(256 + rest.index(b)) for b in range(256)]
-
-
-def vocabulary(size: int = VOCAB) -> tuple[list[str], list[int]]:
-    """Tokens and GGUF types (1 normal, 3 control, 5 unused) of a byte-level BPE: specials, bytes, merges, filler."""
-    tokens = [*SPECIALS, *byte_symbols(), *(merge.replace(" ", "") for merge in MERGES)]
-    types = [3] * len(SPECIALS) + [1] * (256 + len(MERGES))
-    assert size >= len(tokens), f"the tiny vocabulary has {len(tokens)} tokens"
-    filler = size - len(tokens)
-    return tokens + [f"<unused{i}>" for i in range(filler)], types + [5] * filler
 
 
 def random_blocks(name: str, rows: int, cols: int, rng: np.random.Generator, std: float) -> NDArray[np.uint8]:
@@ -226,7 +199,7 @@ def write_tiny_gguf(
     if config.plan[0].window is not None:
         writer.add_sliding_window(config.plan[0].window)
     _add_rope(writer, config)
-    _add_vocabulary(writer, config, chat_template, add_bos)
+    add_to_gguf(writer, config.vocab, chat_template, add_bos)
     for key, value in (metadata or {}).items():
         kind = gguf.GGUFValueType.get_type(value)
         writer.add_array(key, value) if isinstance(value, list) else writer.add_key_value(key, value, kind)
@@ -285,21 +258,6 @@ def _add_rope(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
         writer.add_tensor("rope_freqs.weight", np.array(rope.factors, np.float32))
 
 
-def _add_vocabulary(writer: gguf.GGUFWriter, config: ModelConfig, chat_template: str | None, add_bos: bool) -> None:
-    tokens, types = vocabulary(config.vocab)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(list(MERGES))
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(EOS)
-    writer.add_unk_token_id(0)
-    writer.add_add_bos_token(add_bos)
-    if chat_template is not None:
-        writer.add_chat_template(chat_template)
-
-
 def write_tiny_hf(
     directory: Path,
     *,
@@ -342,7 +300,7 @@ def write_tiny_hf(
         _dump(directory / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
     _dump(directory / "config.json", {**hf_config(config), "dtype": word, **(extra_config or {})})
     _dump(directory / "generation_config.json", generation_config or {"bos_token_id": 1, "eos_token_id": EOS})
-    _write_tokenizer(directory, config, chat_template)
+    write_tokenizer(directory, config.vocab, chat_template)
     return TinyModel(directory, config, values, stored)
 
 
@@ -379,26 +337,6 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     if config.architecture == "mistral":
         return {**result, "sliding_window": config.plan[0].window}
     return {**result, "attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
-
-
-def _write_tokenizer(directory: Path, config: ModelConfig, chat_template: str | None) -> None:
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    tokens, _ = vocabulary(config.vocab)
-    merges = [tuple(merge.split(" ")) for merge in MERGES]
-    tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings: dict[str, Any] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": SPECIALS[1],
-        "eos_token": SPECIALS[2],
-    }
-    if chat_template is not None:
-        settings["chat_template"] = chat_template
-    _dump(directory / "tokenizer_config.json", settings)
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -7,14 +7,14 @@ name.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from herder.core.config import LayerPlan, ModelConfig, Rope
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.weights.fields import Fields, short
 from herder.weights.gguf import StringArray
-from herder.weights.names import BIASES, Role, parse_name
+from herder.weights.names import ATTENTION_BIASES, MLP_BIASES, Role
 
 ARCHITECTURES = ("llama",)
 MAX_LAYERS = 4096
@@ -66,11 +66,17 @@ def check_architecture(where: str, metadata: Mapping[str, Any]) -> str:
 def config_from_gguf(
     where: str,
     metadata: Mapping[str, Any],
-    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    embedding_rows: int,
+    roles: Set[Role],
     factors: Mapping[str, tuple[float, ...]],
 ) -> ModelConfig:
-    """The model's shape. shapes: tensor name -> GGUF shape, (cols, rows). factors: the values of the `rope_freqs` and
-    `rope_factors_*` tensors that the file has. Raises ModelFileError, UnsupportedModel."""
+    """The model's shape, for which GGUF needs the tensors too: whether the head is tied and whether there are biases is
+    said only by the roles they have, and the vocabulary's size perhaps only by the embedding's rows.
+
+    factors: the values of those `rope_freqs` and `rope_factors_*` tensors that the file has.
+    Raises ModelFileError, UnsupportedModel.
+    """
     architecture = check_architecture(where, metadata)
     general = Fields(where, metadata, "general.")
     if general.integer("quantization_version", 2, low=0) != 2 and general.get("file_type") not in (None, 0, 1, 32):
@@ -111,14 +117,14 @@ def config_from_gguf(
         kv_heads=kv_heads,
         head_dim=head_dim,
         ffn_dim=keys.uniform("feed_forward_length", high=MAX_WIDTH),
-        vocab=_vocabulary(keys, metadata, shapes),
+        vocab=_vocabulary(keys, metadata, embedding_rows),
         context=context,
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
         rope=_rope(keys, context, factors),
         plan=(LayerPlan(window=window or None),) * layers,
-        tied="output.weight" not in shapes,
-        attention_bias=_has(shapes, {Role.BQ, Role.BK, Role.BV, Role.BO}),
-        mlp_bias=_has(shapes, BIASES - {Role.BQ, Role.BK, Role.BV, Role.BO}),
+        tied=Role.HEAD not in roles,
+        attention_bias=bool(roles & ATTENTION_BIASES),
+        mlp_bias=bool(roles & MLP_BIASES),
         name=general.text("name", ""),
         licence=general.text("license", ""),
     )
@@ -131,10 +137,8 @@ def config_from_gguf(
     return config
 
 
-def _vocabulary(keys: Fields, metadata: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _vocabulary(keys: Fields, metadata: Mapping[str, Any], rows: int) -> int:
     """Rows of the embedding. The `vocab_size` key may be missing but must agree, and every token must have a row."""
-    embedding = shapes.get("token_embd.weight", ())
-    rows = embedding[1] if len(embedding) > 1 else 0
     vocab: int = keys.integer("vocab_size", rows, high=MAX_VOCAB)
     if rows and vocab != rows:
         raise ModelFileError(
@@ -181,7 +185,3 @@ def _rope(keys: Fields, context: int, factors: Mapping[str, tuple[float, ...]]) 
     raise UnsupportedModel(
         f"{keys.where}: {keys.prefix}rope.scaling.type is {short(kind)}; supported are none, linear, yarn, longrope"
     )
-
-
-def _has(shapes: Mapping[str, tuple[int, ...]], roles: set[Role] | frozenset[Role]) -> bool:
-    return any(parsed is not None and parsed[0] in roles for parsed in map(parse_name, shapes))

@@ -60,7 +60,9 @@ _NAMES: dict[Role, tuple[str, str]] = {
     Role.B_DOWN: ("model.layers.{}.mlp.down_proj.bias", "blk.{}.ffn_down.bias"),
 }
 
-BIASES = frozenset({Role.BQ, Role.BK, Role.BV, Role.BO, Role.B_GATE, Role.B_UP, Role.B_DOWN})
+ATTENTION_BIASES = frozenset({Role.BQ, Role.BK, Role.BV, Role.BO})
+MLP_BIASES = frozenset({Role.B_GATE, Role.B_UP, Role.B_DOWN})
+BIASES = ATTENTION_BIASES | MLP_BIASES
 PER_LAYER = frozenset(role for role in Role if role >= Role.ATTN_NORM)
 
 # Names that carry no weight of the model, and why they may be left out. Everything else unknown is refused.

@@ -13,7 +13,7 @@ from herder.weights.config_gguf import config_from_gguf
 from herder.weights.fields import short
 from herder.weights.gguf import GGUF, GGUFTensor, StringArray, open_parts
 from herder.weights.mapping import OwnedBytes
-from herder.weights.names import BIASES, Role, canonical_name, ignored, interleaved_rows, parse_name
+from herder.weights.names import BIASES, Role, canonical_name, gguf_name, ignored, interleaved_rows, parse_name
 from herder.weights.source import ModelFiles, TensorSource, check_complete, check_shape_sanity, shape_of
 
 _FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
@@ -63,23 +63,25 @@ def _model(where: str, parts: list[GGUF]) -> tuple[ModelConfig, list[TensorSourc
                 raise ModelFileError(f"{part.path}: tensor {info.name!r} is also in {owner[info.name].path}")
             owner[info.name], infos[info.name] = part, info
     factors = {name: _read_factors(owner[name], infos[name]) for name in _FACTORS if name in infos}
-    shapes = {name: info.shape for name, info in infos.items()}
-    config = config_from_gguf(where, parts[0].metadata, shapes, factors)
+    places = {name: parse_name(name) for name in infos}
+    roles = {place[0] for place in places.values() if place is not None}
+    embedding = infos.get(gguf_name(Role.EMBED))
+    rows = embedding.shape[1] if embedding is not None and len(embedding.shape) > 1 else 0
+    config = config_from_gguf(where, parts[0].metadata, embedding_rows=rows, roles=roles, factors=factors)
     check_shape_sanity(where, config)
     for name, values in factors.items():
         if len(values) != config.head_dim // 2:
             raise ModelFileError(f"{where}: tensor {name} has {len(values)} values, not {config.head_dim // 2}")
 
-    rows = _RowMaps(config)
+    row_maps = _RowMaps(config)
     tensors = []
     for name, info in infos.items():
-        parsed = parse_name(name)
-        if parsed is not None:
-            tensors.append(_tensor(owner[name], info, *parsed, config, rows))
+        place = places[name]
+        if place is not None:
+            tensors.append(_tensor(owner[name], info, *place, config, row_maps))
         elif ignored(name) is None:
             raise UnsupportedModel(f"{where}: tensor {short(name)} is not known here: is this a model of another kind?")
-    present = [(tensor.role, tensor.layer) for tensor in tensors]
-    check_complete(where, config, present, frozenset(role for role, _ in present if role in BIASES))
+    check_complete(where, config, ((tensor.role, tensor.layer) for tensor in tensors), BIASES & roles)
     return config, tensors
 
 

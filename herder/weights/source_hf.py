@@ -12,7 +12,7 @@ from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
 from herder.formats.table import BY_NAME
 from herder.weights.config_hf import config_from_hf
 from herder.weights.fields import short
-from herder.weights.names import BIASES, Role, canonical_name, ignored, parse_name
+from herder.weights.names import ATTENTION_BIASES, MLP_BIASES, Role, canonical_name, ignored, parse_name
 from herder.weights.safetensors import SafeTensor, SafeTensors, parse_object
 from herder.weights.source import ModelFiles, TensorSource, check_complete, check_shape_sanity, shape_of
 
@@ -142,8 +142,8 @@ def _infos(shards: list[SafeTensors]) -> Iterator[tuple[SafeTensors, SafeTensor]
 
 
 def _biases(config: ModelConfig) -> frozenset[Role]:
-    mlp = {Role.B_GATE, Role.B_UP, Role.B_DOWN}
-    return frozenset((mlp if config.mlp_bias else set()) | (BIASES - mlp if config.attention_bias else set()))
+    none: frozenset[Role] = frozenset()
+    return (ATTENTION_BIASES if config.attention_bias else none) | (MLP_BIASES if config.mlp_bias else none)
 
 
 def _tensor(shard: SafeTensors, info: SafeTensor, role: Role, layer: int, config: ModelConfig) -> TensorSource:

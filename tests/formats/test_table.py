@@ -12,6 +12,7 @@ import pytest
 
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.formats import table
+from herder.formats.reference import PACKABLE
 
 HEADER = Path(__file__).parents[2] / "native" / "include" / "herder.h"
 
@@ -39,6 +40,22 @@ def test_sizes() -> None:
     assert table.F32.bits_per_weight == 32.0
     assert table.Q6_K.row_bytes(512) == 420
     assert table.Q4_0.whole_blocks(64) and not table.Q4_0.whole_blocks(33)
+
+
+def test_the_documents_table_is_this_one() -> None:
+    text = (HEADER.parents[2] / "docs" / "formats.md").read_text()
+    rows = re.findall(r"^\| (\w+) \| (\d+) \| (\d+) \| (\d+) \| ([\d.]+) \| .* \| (yes|no) \|$", text, re.M)
+    assert {tuple(row) for row in rows} == {
+        (
+            f.name,
+            str(f.id),
+            str(f.block),
+            str(f.block_bytes),
+            f"{f.bits_per_weight:g}",
+            "yes" if f in PACKABLE else "no",
+        )
+        for f in table.FORMATS
+    }
 
 
 def test_refusals_name_the_format() -> None:
