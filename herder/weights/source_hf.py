@@ -30,7 +30,7 @@ def open_directory(directory: Path) -> ModelFiles:
     where = str(directory / "config.json")
     shards: list[SafeTensors] = []
     try:
-        config = config_from_hf(where, raw, directory.resolve().name, _licence(directory))
+        config = config_from_hf(where, raw, _name(directory), _licence(directory))
         check_shape_sanity(where, config)
         paths, index = _weight_files(directory)
         for path in paths:
@@ -222,6 +222,14 @@ def _chat_templates(directory: Path, metadata: Mapping[str, Any]) -> dict[str, s
             except UnicodeDecodeError:
                 raise ModelFileError(f"{path} is not UTF-8: download it again") from None
     return templates
+
+
+def _name(directory: Path) -> str:
+    """The directory's name, or `org/model` in the hub's cache, whose directories are named by commit."""
+    place = directory.resolve()
+    if place.parent.name == "snapshots" and place.parents[1].name.startswith("models--"):
+        return place.parents[1].name.removeprefix("models--").replace("--", "/")
+    return place.name
 
 
 def _licence(directory: Path) -> str:

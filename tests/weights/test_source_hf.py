@@ -136,6 +136,19 @@ def test_the_licence_is_the_cards(tmp_path: Path, card: str, licence: str) -> No
     assert open_model(directory).licence == ""
 
 
+def test_a_model_in_the_hubs_cache_is_named_by_its_repository(tmp_path: Path) -> None:
+    """Its files are links to blobs beside the snapshots."""
+    snapshot = tmp_path / "models--org--tiny" / "snapshots" / "0123abcd"
+    tiny = write_tiny_hf(snapshot)
+    blob = tmp_path / "models--org--tiny" / "blobs" / "f00"
+    blob.parent.mkdir()
+    (snapshot / "model.safetensors").rename(blob)
+    (snapshot / "model.safetensors").symlink_to("../../blobs/f00")
+    with open_model(snapshot) as model:
+        assert model.name == model.config.name == "org/tiny"
+        assert len(model.tensors) == len(tiny.stored)
+
+
 # Refusals
 
 
