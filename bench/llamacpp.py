@@ -24,6 +24,7 @@ from typing import Any
 
 from bench.peers import Worker
 from bench.report import markdown
+from herder.weights import store
 
 ROOT = Path(__file__).resolve().parents[1]
 STREAMS = (8, 32)
@@ -47,8 +48,8 @@ class Plan:
     rounds: int = 5
     prompt: int = 512
     gen: int = 128
-    batched_prompt: int = 64
-    batched_gen: int = 32
+    batched_prompt: int = 33  # a full page of the KV cache, and the token that the first step computes
+    batched_gen: int = 64
 
     def measurements(self) -> dict[str, tuple[str, dict[str, int], int]]:
         """name -> (command, its arguments, tokens it yields)."""
@@ -61,15 +62,13 @@ class Plan:
         }
 
 
-QUICK = Plan(rounds=1, prompt=64, gen=8, batched_prompt=16, batched_gen=4)
+QUICK = Plan(rounds=1, prompt=64, gen=8, batched_prompt=33, batched_gen=4)
 
 
 def model_file(shape: str, folder: Path, layers: int | None) -> Path:
     """The default model's own file, or a synthetic one made in `folder`."""
     if shape == "smollm2":
-        command = [sys.executable, "-m", "herder.cli", "show", "smollm2", "--json"]
-        shown = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-        return Path(json.loads(shown.stdout)["path"])
+        return store.resolve(shape)
     path = folder / f"{shape}-q4_0.gguf"
     command = [sys.executable, "-m", "bench.synthetic", shape, str(path)]
     subprocess.run([*command, "--layers", str(layers)] if layers else command, check=True, cwd=ROOT)
