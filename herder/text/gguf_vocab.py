@@ -70,7 +70,8 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
 def _pieces(metadata: Mapping[str, Any]) -> Tokenizer:
     vocabulary = _vocabulary(metadata, Spelling.PIECES)
     scores = _array(metadata, "scores", len(vocabulary.tokens))
-    special = _special(metadata, vocabulary, add_bos=True, bos=1, eos=2, unknown=0)
+    unknown = 0 if vocabulary.kinds.get(0) == Kind.UNKNOWN else None
+    special = _special(metadata, vocabulary, add_bos=True, bos=1, eos=2, unknown=unknown)
     encode = piece_encoder(vocabulary, scores, special.unknown)
     prefix = Prefix.PIECE if _flag(metadata, "add_space_prefix", True) else Prefix.NEVER
     return Tokenizer("spm", vocabulary, encode, special, prefix=prefix)

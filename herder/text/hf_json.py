@@ -133,7 +133,7 @@ def _prefix(data: Json, path: Path) -> Prefix:
         scheme = part.get("prepend_scheme", "always" if part.get("add_prefix_space") else "never")
         if part["type"] != "Metaspace" or part.get("replacement") != SPACE or part.get("split", True):
             raise UnsupportedModel(f"{path} has the pre-tokenizer {part['type']} (split): not read here")
-        prefix = {"always": Prefix.PIECE, "first": Prefix.FIRST, "never": Prefix.NEVER}[scheme]
+        prefix = {"always": Prefix.METASPACE, "first": Prefix.METASPACE_FIRST, "never": Prefix.NEVER}[scheme]
     return prefix
 
 

@@ -59,7 +59,8 @@ class Prefix(enum.Enum):
     NEVER = "never"
     TEXT = "text"  # each text that is encoded (SentencePiece)
     PIECE = "piece"  # each stretch of text between whole tokens (llama.cpp; Hugging Face's Prepend)
-    FIRST = "first"  # only the one that begins the sequence (Hugging Face's Metaspace, "first")
+    METASPACE = "metaspace"  # like PIECE, but not before a space (Hugging Face's Metaspace, "always")
+    METASPACE_FIRST = "first"  # only at the beginning of the sequence, and not before a space (Metaspace, "first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,19 +185,20 @@ class Tokenizer:
 
         bos: put the BOS token first (nothing for a model without one).
         special: parse the spellings of control tokens. Only for text that contains no user's words.
-        start: the text begins the sequence (this matters to Prefix.FIRST only).
+        start: the text begins the sequence (this matters to Prefix.METASPACE_FIRST only).
         Raises UsageError for a lone surrogate, which no UTF-8 text can hold.
         """
         ids = [self.special.bos] if bos and self.special.bos is not None else []
         if not special:
-            return ids + self._plain(text, start and not ids)
+            return ids + self._plain(text, start)
         if self._specials is None:
             self._specials = Matcher(self.control_tokens())
         for part in self._specials.split(text):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._plain(part, start and not ids)
+                ids += self._plain(part, start)
+            start = False
         return ids
 
     def _plain(self, text: str, start: bool) -> list[int]:
@@ -204,19 +206,27 @@ class Tokenizer:
             return []
         if self._vocabulary.spelling is Spelling.PIECES:
             text = text.replace(" ", SPACE)
-            if self.prefix is Prefix.TEXT or (start and self.prefix is Prefix.FIRST):
+            if self.prefix is Prefix.TEXT:
                 text = SPACE + text
-        before = SPACE if self.prefix is Prefix.PIECE else ""
         ids: list[int] = []
         try:
             for part in self._words.split(text) if self._words else (text,):
                 if isinstance(part, int):
                     ids.append(part)
                 else:
-                    ids += self._core(before + part)
+                    ids += self._core(self._prefixed(part, start))
+                start = False
         except (TypeError, UnicodeEncodeError):
             raise _surrogate(text) from None
         return ids
+
+    def _prefixed(self, part: str, start: bool) -> str:
+        match self.prefix:
+            case Prefix.PIECE:
+                return SPACE + part
+            case Prefix.METASPACE | Prefix.METASPACE_FIRST if not part.startswith(SPACE):
+                return SPACE + part if start or self.prefix is Prefix.METASPACE else part
+        return part
 
     def _core(self, text: str) -> list[int]:
         if self._chunks is None:
