@@ -91,7 +91,7 @@ class Shares(NamedTuple):
 def measure(engine: Engine, vocab: int, plan: Plan, progress: Callable[[int], None]) -> Speed:
     """Runs the plan. progress gets the number of measurements done."""
     generator = random.Random(0)
-    _run(engine, [_request(generator, vocab, SHORT, 4)])  # threads awake, memory touched
+    _run(engine, [_request(generator, vocab, SHORT, 2)])  # threads awake, memory touched
     speed = Speed([], [], {streams: [] for streams in plan.streams})
     done = 0
     for _ in range(plan.repeats):
