@@ -60,7 +60,7 @@ class Measured:
         return self.run([Request(self.prompt(prompt), max_tokens=1)])
 
     def decode(self, prompt: int, gen: int, streams: int) -> float:
-        """gen steps of `streams` tokens. Prompts are cut to whole pages and one token, which the first step computes."""
+        """gen steps of `streams` tokens. Prompts are whole pages and one token, which the first step computes."""
         prompts = [self.prompt(prompt // PAGE_TOKENS * PAGE_TOKENS + 1) for _ in range(streams)]
         self.run([Request(p, max_tokens=1) for p in prompts])
         return self.run([Request(p, max_tokens=gen) for p in prompts])
