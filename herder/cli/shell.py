@@ -18,24 +18,22 @@ FILES = ":files"  # a line that stands for the names of files
 _SCRIPTS = {
     "bash": r"""
 _herder() {
-    local candidate line
+    # readline cuts words at ':' and '=': take them from the line itself, and give back what follows the last cut.
+    local line="${COMP_LINE:0:COMP_POINT}" current candidate cut
+    local -a words
+    read -ra words <<< "$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    current="${words[-1]}"
+    cut="${current%"${current##*[:=]}"}"
     COMPREPLY=()
-    # ':' and '=' split words in readline: put the word under the cursor together again.
-    local words=("${COMP_WORDS[@]:1:COMP_CWORD-1}") current="${COMP_WORDS[COMP_CWORD]}"
-    if declare -F _get_comp_words_by_ref > /dev/null; then
-        local all number
-        _get_comp_words_by_ref -n := -w all -i number -c current
-        words=("${all[@]:1:number-1}")
-    fi
     while IFS= read -r line; do
         candidate="${line%%$'\t'*}"
         if [[ $candidate == ":files" ]]; then
             compopt -o default
         elif [[ $candidate == "$current"* ]]; then
-            COMPREPLY+=("$candidate")
+            COMPREPLY+=("${candidate#"$cut"}")
         fi
-    done < <(herder complete -- "${words[@]}" "$current" 2> /dev/null)
-    if declare -F __ltrim_colon_completions > /dev/null; then __ltrim_colon_completions "$current"; fi
+    done < <(herder complete -- "${words[@]:1}" 2> /dev/null)
 }
 complete -F _herder herder
 """,
@@ -51,8 +49,8 @@ _herder() {
             candidates+=("${${line%%$'\t'*}//:/\\:}:${line#*$'\t'}")
         fi
     done < <(herder complete -- "${(@)words[2,CURRENT]}" 2> /dev/null)
-    (( ${#candidates} )) && _describe 'herder' candidates
-    (( files )) && _files
+    if (( ${#candidates} )); then _describe 'herder' candidates; fi
+    if (( files )); then _files; fi
 }
 if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _herder "$@"; else compdef _herder herder; fi
 """,
@@ -114,6 +112,10 @@ def candidates(words: list[str]) -> Iterator[tuple[str, str]]:
         yield from _values(last.kind)
         if last.bare is None:
             return
+    flag, equals, _ = current.partition("=")
+    if equals and flag in options and (kind := options[flag].kind) is not None:
+        yield from ((f"{flag}={value}", text) for value, text in _values(kind) if value != FILES)
+        return
     if current.startswith("-"):
         yield from ((option.flag, option.help) for option in found.options)
         yield ("--help", "Print this help")

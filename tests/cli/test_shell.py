@@ -34,6 +34,7 @@ def test_options_models_and_files() -> None:
     assert values("run", "smollm2", "--dtype", "") == ["auto", "float32"]
     assert values("run", "--seed", "1", "--json", "") == values("run", "")
     assert values("run", "--seed", "") == []
+    assert values("run", "--dtype=") == ["--dtype=auto", "--dtype=float32"]
     assert values("perplexity", "smollm2", "") == [FILES]
     assert values("completion", "") == list(SHELLS)
     assert values("nonsense", "") == []
@@ -81,14 +82,14 @@ def shell(name: str, script: str, environment: dict[str, str]) -> list[str]:
         ("herder ru", ["run"]),
         ("herder completion ", ["bash", "zsh", "fish"]),
         ("herder run smollm2 --tempe", ["--temperature"]),
+        ("herder run llama3.2:1", ["1b"]),
+        ("herder run --dtype=f", ["float32"]),
     ],
 )
 def test_in_bash(path: dict[str, str], line: str, expected: list[str]) -> None:
     script = (
         'eval "$(herder completion bash)"; compopt() { :; }\n'
-        f"COMP_LINE='{line}'; COMP_POINT={len(line)}; read -ra COMP_WORDS <<< \"$COMP_LINE\"\n"
-        f"[[ $COMP_LINE == *' ' ]] && COMP_WORDS+=('')\n"
-        'COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _herder; printf "%s\\n" "${COMPREPLY[@]}"\n'
+        f"COMP_LINE='{line}'; COMP_POINT={len(line)}; _herder; printf '%s\\n' \"${{COMPREPLY[@]}}\"\n"
     )
     assert shell("bash", script, path) == expected
 
