@@ -106,7 +106,8 @@ class Command(NamedTuple):
 
     @property
     def usage(self) -> str:
-        words = [f"[{a.name.upper()}]" if a.optional else a.name.upper() for a in self.arguments]
+        words = [f"{a.name.upper()}{'...' if a.many else ''}" for a in self.arguments]
+        words = [f"[{word}]" if a.optional else word for a, word in zip(self.arguments, words, strict=True)]
         return " ".join(["herder", self.name, *words, *(["[OPTIONS]"] if self.options else [])])
 
     def parse(self, words: Sequence[str]) -> Parsed:

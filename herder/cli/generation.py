@@ -54,16 +54,9 @@ def sampling_options(parsed: Parsed) -> dict[str, Any]:
 
 def read_template(path: str | None) -> str | None:
     """The text of a template file. Raises UsageError when it cannot be read."""
-    if path is None:
-        return None
-    from herder.core.errors import UsageError
+    from herder.cli.terminal import read_file
 
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"the template {path} cannot be read: {reason}") from None
+    return None if path is None else read_file(path)
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from herder.cli.command import COUNT, FILE, Argument, Command, Option, Parsed
 from herder.cli.generation import LOADING, loaded
 from herder.cli.progress import counting
 from herder.cli.pull import JSON, MODEL_ARGUMENT
-from herder.cli.terminal import note, print_json, read_standard_input
+from herder.cli.terminal import note, print_json, read_file
 from herder.core.errors import UsageError
 
 
@@ -15,7 +15,7 @@ def perplexity(parsed: Parsed) -> int:
 
     if parsed.context < 2:
         raise UsageError(f"--context is {parsed.context}: a window needs 2 tokens or more")
-    text = _read(parsed.file)
+    text = read_file(parsed.file)
     with loaded(parsed.model, parsed) as llm:
         tokens = llm.tokenizer.encode(text, bos=llm.tokenizer.add_bos)
         total = sum(1 for _ in windows(tokens, parsed.context))
@@ -38,18 +38,6 @@ def perplexity(parsed: Parsed) -> int:
         print(f"{result.perplexity:.4f}")
         note(f"{result.tokens} tokens scored in {result.windows} windows of {parsed.context}")
     return 0
-
-
-def _read(file: str) -> str:
-    if file == "-":
-        return read_standard_input()
-    try:
-        with open(file, encoding="utf-8", newline="") as opened:
-            return opened.read()
-    except OSError as error:
-        raise UsageError(f"{file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{file} is not UTF-8 text: byte {error.object[error.start]:#04x} at {error.start}") from None
 
 
 COMMANDS = {

@@ -53,9 +53,23 @@ def table(headings: list[str], rows: list[list[str]], right: frozenset[int] = fr
 
 def read_standard_input() -> str:
     """All of standard input as text. Raises UsageError where it is not UTF-8."""
-    data = sys.stdin.buffer.read()
+    return _decoded(sys.stdin.buffer.read(), "standard input")
+
+
+def read_file(path: str) -> str:
+    """A UTF-8 file's text, newlines as they are; - is standard input. Raises UsageError."""
+    if path == "-":
+        return read_standard_input()
+    try:
+        with open(path, "rb") as file:
+            return _decoded(file.read(), path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _decoded(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         byte = data[error.start]
-        raise UsageError(f"standard input is not UTF-8 text: byte {byte:#04x} at position {error.start}") from None
+        raise UsageError(f"{where} is not UTF-8 text: byte {byte:#04x} at position {error.start}") from None

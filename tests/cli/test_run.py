@@ -134,7 +134,7 @@ def test_a_template_file(run: Run, llm: FakeLLM, tmp_path: object) -> None:
     result = run("run", "fake", "--template", f"{tmp_path}/none", "hi")
     assert (result.code, result.err) == (
         2,
-        f"herder: the template {tmp_path}/none cannot be read: No such file or directory\n",
+        f"herder: {tmp_path}/none cannot be read: No such file or directory\n",
     )
 
 
