@@ -14,19 +14,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from herder.assemble import load as load
+    from herder.chat.message import Message as Message
     from herder.completion import Completion as Completion
     from herder.core.errors import HerderError as HerderError
     from herder.core.request import Sampling as Sampling
     from herder.llm import LLM as LLM
 
 _HOMES = {
-    "LLM": "herder.llm",
     "Completion": "herder.completion",
     "HerderError": "herder.core.errors",
+    "LLM": "herder.llm",
+    "Message": "herder.chat.message",
     "Sampling": "herder.core.request",
     "load": "herder.assemble",
 }
-__all__ = ["LLM", "Completion", "HerderError", "Sampling", "load"]
+__all__ = ["LLM", "Completion", "HerderError", "Message", "Sampling", "load"]
 
 
 def __getattr__(name: str) -> object:

@@ -5,7 +5,7 @@ Tokens become text in one place, Assembly, which the two streams (for threads, f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -45,7 +45,7 @@ class Assembly:
         self,
         text: TextStream,
         spelling: Callable[[int], str],
-        parse: Callable[[str, tuple[int, ...]], Message] | None = None,
+        parse: Callable[[Sequence[int] | str], Message] | None = None,
     ) -> None:
         self.completion: Completion | None = None
         self.stopped = False
@@ -95,7 +95,8 @@ class Assembly:
             finish_reason=reason,
             seed=event.seed,
             stop=stop,
-            message=None if self._parse is None else self._parse(text, tokens),
+            # Tokens say more than text (a control token announces a tool call), but know nothing of stop strings.
+            message=None if self._parse is None else self._parse(tokens if self._text.stopped is None else text),
         )
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
-from herder.core.errors import UsageError
+from herder.core.errors import UnsupportedModel, UsageError
 from herder.core.request import Evaluated, Evaluation, Finished, Request, Sampling, TokenLogprob
 from herder.text.stream import TextStream
 
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from herder.chat.format import ChatFormat
-    from herder.chat.message import Message
+    from herder.chat.message import Message, Tool
     from herder.core.config import ModelConfig
     from herder.engine.engine import Engine
     from herder.engine.stream import Stream
     from herder.text.tokenizer import Tokenizer
 
     Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any]]
+    Tools: TypeAlias = Sequence[Tool | Mapping[str, Any]]
 
 Prompt: TypeAlias = str | Sequence[int]
-Tools: TypeAlias = Sequence[Mapping[str, Any]]
 
 
 class Options(TypedDict, total=False):
@@ -85,6 +85,8 @@ class LLM:
         self.chat_format = chat_format
         self.chat_sampling = chat_sampling
         self.stop_ids = tokenizer.stop_ids | stop_ids
+        if chat_format is not None:
+            self.stop_ids |= chat_format.stop_ids
 
     @property
     def name(self) -> str:
@@ -166,7 +168,9 @@ class LLM:
         **options: Unpack[Options],
     ) -> Completion | CompletionStream:
         """Answers a conversation in the model's own chat format: one user's message as a string, or a list of messages
-        ({"role": ..., "content": ...}). Samples with chat_sampling unless the options say otherwise.
+        ({"role": ..., "content": ...}, as OpenAI's API has them). Samples with chat_sampling unless the options say
+        otherwise. tools: functions the model may call; the calls are in the completion's message, while a stream shows
+        them as the model spells them.
 
         Raises UnsupportedModel when the model has no chat format, TemplateError when its template is broken.
         """
@@ -270,7 +274,19 @@ class LLM:
         return request, Assembly(text, self.tokenizer.token)
 
     def _conversation(self, messages: Messages, tools: Tools, options: Options) -> tuple[Request, Assembly]:
-        raise NotImplementedError
+        chat_format = self.chat_format
+        if chat_format is None:
+            raise UnsupportedModel(
+                f"{self.name or 'this model'} has no chat format: use generate(), or load it with a template"
+            )
+        from herder.chat.message import read_messages, read_tools
+
+        functions = read_tools(tools)
+        prompt = chat_format.render(read_messages(messages), tools=functions or None).encode(self.tokenizer)
+        request, stops = self._request(tuple(prompt), options, self.chat_sampling)
+        names = [function.name for function in functions]
+        text = TextStream(self.tokenizer, stop=stops)
+        return request, Assembly(text, self.tokenizer.token, lambda answer: chat_format.parse(answer, tools=names))
 
     def _request(
         self, prompt: tuple[int, ...], options: Options, defaults: Sampling

@@ -7,13 +7,15 @@ import itertools
 import subprocess
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
 
+from herder.chat.format import ChatFormat, Control, Prompt, Text
+from herder.chat.message import Message, Tool
 from herder.core.batch import Batch, Limits
-from herder.core.errors import ContextOverflow, NumericError, UsageError
+from herder.core.errors import ContextOverflow, NumericError, UnsupportedModel, UsageError
 from herder.core.request import FinishReason, Sampling
 from herder.engine.engine import Engine
 from herder.llm import LLM
@@ -34,9 +36,19 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         return load_tokenizer(files.metadata)
 
 
-def make(tokenizer: Tokenizer, executor: FakeExecutor | None = None) -> LLM:
-    engine = Engine(executor or FakeExecutor(LIMITS, dim=CONFIG.dim))
-    return LLM(engine=engine, tokenizer=tokenizer, config=CONFIG, chat_format=None, chat_sampling=Sampling())
+def make(
+    tokenizer: Tokenizer,
+    executor: FakeExecutor | None = None,
+    chat_format: ChatFormat | None = None,
+    chat_sampling: Sampling | None = None,
+) -> LLM:
+    return LLM(
+        engine=Engine(executor or FakeExecutor(LIMITS, dim=CONFIG.dim)),
+        tokenizer=tokenizer,
+        config=CONFIG,
+        chat_format=chat_format,
+        chat_sampling=chat_sampling or Sampling(),
+    )
 
 
 @pytest.fixture
@@ -173,6 +185,100 @@ def test_an_executors_error_reaches_the_caller(tokenizer: Tokenizer) -> None:
             llm.generate("x")
         with pytest.raises(NumericError, match="damaged"):
             llm.score("x y z")
+
+
+# Chat ----------------------------------------------------------------------------------------------------------------
+class Spoken:
+    """A chat format of a few lines: the tools' names, then each message after <|im_start|>."""
+
+    name = "spoken"
+    stop_ids = frozenset({0})
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.parsed: list[object] = []
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        **options: object,
+    ) -> Prompt:
+        segments: list[Control | Text] = [Text(tool.name) for tool in tools or ()]
+        for message in messages:
+            segments += [Control(1, "<|im_start|>"), Text(f"{message.role} {message.text}")]
+        return Prompt((*segments, Control(1, "<|im_start|>")) if add_generation_prompt else tuple(segments))
+
+    def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
+        self.parsed.append((answer, list(tools or ())))
+        return Message("assistant", answer if isinstance(answer, str) else self.tokenizer.decode(answer))
+
+
+@pytest.fixture
+def talker(tokenizer: Tokenizer) -> Iterator[LLM]:
+    with make(tokenizer, chat_format=Spoken(tokenizer), chat_sampling=Sampling(temperature=1.0, seed=5)) as llm:
+        yield llm
+
+
+def rendered(tokenizer: Tokenizer, *texts: str) -> list[int]:
+    return [*(token for text in texts for token in [1, *tokenizer.encode(text)]), 1]
+
+
+def test_a_chat_renders_samples_and_parses(talker: LLM, tokenizer: Tokenizer) -> None:
+    answer = talker.chat("hello", max_tokens=30, ignore_eos=True)
+    prompt = rendered(tokenizer, "user hello")
+    assert list(answer.tokens) == reference(FakeModel(VOCAB), prompt, 30, Sampling(temperature=1.0), 5)
+    assert answer.message == Message("assistant", answer.text)
+    assert isinstance(talker.chat_format, Spoken)
+    assert talker.chat_format.parsed == [(answer.tokens, [])]
+    messages = [{"role": "system", "content": "be"}, Message("user", "hello")]
+    again = talker.chat(messages, temperature=0, max_tokens=30, ignore_eos=True)
+    assert list(again.tokens) == reference(
+        FakeModel(VOCAB), rendered(tokenizer, "system be", "user hello"), 30, Sampling(), 0
+    )
+
+
+def test_tools_are_rendered_and_their_names_allowed(talker: LLM, tokenizer: Tokenizer) -> None:
+    tools = [{"type": "function", "function": {"name": "milk"}}]
+    answer = talker.chat("hello", tools=tools, max_tokens=3, ignore_eos=True)
+    assert answer.usage.prompt_tokens == len(tokenizer.encode("milk") + rendered(tokenizer, "user hello"))
+    assert isinstance(talker.chat_format, Spoken)
+    assert talker.chat_format.parsed == [(answer.tokens, ["milk"])]
+    with pytest.raises(UsageError, match="tools"):
+        talker.chat("hello", tools=[{"name": "milk"}])
+
+
+def test_after_a_stop_string_the_text_is_parsed(talker: LLM, tokenizer: Tokenizer) -> None:
+    prompt = rendered(tokenizer, "user hello")
+    stop, _ = first_piece(talker, tokenizer, prompt)
+    answer = talker.chat("hello", temperature=0, stop=[stop], ignore_eos=True)
+    assert answer.stop == stop and answer.message == Message("assistant", answer.text)
+    assert isinstance(talker.chat_format, Spoken)
+    assert talker.chat_format.parsed == [(answer.text, [])]
+
+
+def test_chats_stream_and_await(talker: LLM) -> None:
+    whole = talker.chat("hello", max_tokens=30)
+    assert "".join(talker.chat("hello", max_tokens=30, stream=True)) == whole.text
+
+    async def main() -> None:
+        assert (await talker.achat("hello", max_tokens=30)).text == whole.text
+        stream = await talker.achat("hello", max_tokens=30, stream=True)
+        assert "".join([piece async for piece in stream]) == whole.text
+        assert stream.completion is not None and stream.completion.message == whole.message
+
+    asyncio.run(main())
+
+
+def test_the_formats_own_ends_count(talker: LLM) -> None:
+    assert talker.stop_ids == {0, EOS}
+
+
+def test_without_a_chat_format_a_chat_is_refused(llm: LLM) -> None:
+    with pytest.raises(UnsupportedModel, match="Tiny has no chat format: use generate"):
+        llm.chat("hello")
 
 
 # Evaluation ----------------------------------------------------------------------------------------------------------
