@@ -102,8 +102,7 @@ TEST(unpack_gives_what_expand_gives) {
       format.expand(source.get(), 1, out.get());
       for (int i = 0; i < format.block; ++i) {
         CHECK(format.bits == 8 || code[i] < 16);
-        const int level = format.table ? format.table[code[i]] : code[i] - format.zero;
-        float value = scale[i / format.group] * static_cast<float>(level);
+        float value = scale[i / format.group] * static_cast<float>(level_of(code[i], format.zero, format.table));
         if (format.has_min) value += minimum[i / format.group];
         CHECK(same(value, out[i]));
       }

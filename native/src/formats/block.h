@@ -102,6 +102,10 @@ static inline uint16_t f32_to_bf16(float value) {
   return static_cast<uint16_t>((word + 0x7fffu + (word >> 16 & 1u)) >> 16);
 }
 
+static inline int level_of(uint8_t code, int zero, const int8_t* table) {
+  return table != nullptr ? table[code] : code - zero;
+}
+
 static inline float load_f16(const uint8_t* source) { return f16_to_f32(load_u16(source)); }
 
 // n bytes of two codes each: the low nibbles are codes 0..n-1, the high nibbles n..2n-1.

@@ -25,15 +25,13 @@ namespace {
 
 template <BlockFormat F>
 void expand_blocks(const uint8_t* source, int64_t blocks, float* out) {
-  const int8_t* const table = F::table;
   uint8_t code[F::block];
   float scale[F::block / F::group], minimum[F::block / F::group];
   for (int64_t b = 0; b < blocks; ++b, source += F::bytes) {
     F::unpack(source, code, scale, minimum);
     for (int g = 0; g < F::block / F::group; ++g) {
       for (int i = g * F::group; i < (g + 1) * F::group; ++i) {
-        const int level = table != nullptr ? table[code[i]] : code[i] - F::zero;
-        float value = scale[g] * static_cast<float>(level);
+        float value = scale[g] * static_cast<float>(level_of(code[i], F::zero, F::table));
         if constexpr (F::has_min) value += minimum[g];  // not "+ 0" otherwise: it would turn -0 into 0
         *out++ = value;
       }
