@@ -28,7 +28,8 @@ HD_INLINE void configure_tiles() {
     config.row_bytes[i] = G, config.rows[i] = 16;
     config.row_bytes[i + 1] = 64, config.rows[i + 1] = G / 4;
   }
-  _tile_loadconfig(&config);
+  // not _tile_loadconfig: GCC 12's says it reads 8 bytes, and the stores that fill the other 56 are dropped
+  asm volatile("ldtilecfg %0" ::"m"(config));
 }
 
 struct PanelBuffer {

@@ -11,22 +11,23 @@ void relax() {
 #endif
 }
 
-// Spins while `waiting()`; gives the core away now and then in case there are more threads than cores. Returns false
-// when it gave up after `spins` rounds (spins < 0: never).
+constexpr int64_t kBusySpins = 100;  // a few microseconds: how long a phase's last thread usually keeps the others
+constexpr int64_t kIdleSpins = 300;  // then yields, about 50 microseconds: longer than the gap between two tokens' passes
+
+// Waits while `waiting()`: at first without letting go of the core, then giving way to whoever else wants it (there may
+// be more threads than cores, or another program). Returns false after `limit` rounds; limit < 0: never.
 template <class Waiting>
-bool spin(Waiting waiting, int64_t spins) {
+bool spin(Waiting waiting, int64_t limit) {
   for (int64_t i = 0; waiting(); ++i) {
-    if (spins >= 0 && i >= spins) return false;
-    if ((i & 0xfff) == 0xfff) {
-      std::this_thread::yield();
-    } else {
+    if (limit >= 0 && i >= limit) return false;
+    if (i < kBusySpins) {
       relax();
+    } else {
+      std::this_thread::yield();
     }
   }
   return true;
 }
-
-constexpr int64_t kIdleSpins = 3000;  // about 50 microseconds: longer than the gap between two tokens' passes
 
 }  // namespace
 
