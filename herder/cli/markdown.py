@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.markdown import Markdown
 from rich.segment import Segment
 
-_PER_SECOND = 12  # redraws
+_PAUSE = 1 / 12  # seconds between redraws, at least
+_SHARE = 20  # and at least so many times what a redraw takes: the cores belong to the model
 
 
 def finished(text: str) -> int:
@@ -68,7 +69,7 @@ class MarkdownView:
         self._console = console
         self._open = ""
         self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
-        self._drawn = 0.0
+        self._next = 0.0  # when to redraw
 
     def __enter__(self) -> MarkdownView:
         self._live.start()
@@ -81,9 +82,10 @@ class MarkdownView:
             self._settle(self._open[:end])
             self._open = self._open[end:]
         now = time.monotonic()
-        if now - self._drawn > 1 / _PER_SECOND:
-            self._drawn = now
+        if now >= self._next:
             self._live.update(_Tail(self._open), refresh=True)
+            after = time.monotonic()
+            self._next = after + max(_PAUSE, _SHARE * (after - now))
 
     def _settle(self, text: str) -> None:
         """Prints blocks above the part that is redrawn."""
