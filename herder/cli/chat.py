@@ -13,7 +13,7 @@ from herder.cli.generation import LIMITS, LOADING, SAMPLING, SYSTEM, TEMPLATE, l
 from herder.cli.pull import MODEL_ARGUMENT
 from herder.cli.reader import LineReader, Reader, TerminalReader
 from herder.cli.session import Session
-from herder.cli.terminal import coloured, styled
+from herder.cli.terminal import coloured, harmless, styled
 from herder.core.errors import ContextOverflow, HerderError
 from herder.core.request import FinishReason
 
@@ -98,7 +98,7 @@ def _answer(session: Session, text: str, *, plain: bool, terminal: bool) -> None
         with view as out:
             try:
                 for piece in stream:
-                    out.write(piece)
+                    out.write(harmless(piece))
                     if plain:
                         sys.stdout.flush()
             except KeyboardInterrupt:

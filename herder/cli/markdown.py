@@ -36,7 +36,7 @@ def finished(text: str) -> int:
         elif not bare and line.endswith("\n"):
             if not in_list:
                 end = position + len(line)
-        elif not line.startswith((" ", "\t")):
+        elif not line.startswith((" ", "\t")) and line.endswith("\n"):  # "1" may still become "1. item"
             if in_list and not _is_item(bare):
                 end = position  # an unindented line that is no item ends the list
             in_list = _is_item(bare)
@@ -92,6 +92,7 @@ class MarkdownView:
         if text.strip():
             self._live.update("", refresh=True)
             self._console.print(Markdown(text))
+            self._console.print()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._live.update("", refresh=True)

@@ -10,7 +10,7 @@ from herder.cli.command import FILE, TEXT, Argument, Command, Option, Parsed
 from herder.cli.generation import TEMPLATE, read_template
 from herder.cli.progress import transfer
 from herder.cli.pull import JSON, MODEL_ARGUMENT, OFFLINE
-from herder.cli.terminal import print_json, read_file
+from herder.cli.terminal import harmless, print_json, read_file
 from herder.core.errors import UnsupportedModel, UsageError
 
 
@@ -38,7 +38,7 @@ def render(parsed: Parsed) -> int:
     if parsed.json:
         print_json(prompt.encode(tokenizer))
     else:
-        sys.stdout.write(prompt.text)
+        sys.stdout.write(harmless(prompt.text))
         if sys.stdout.isatty():
             print()  # the shell's prompt starts on its own line; a pipe gets exactly the text
     return 0

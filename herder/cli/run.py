@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from herder.cli.command import INTEGER, TEXT, Argument, Command, Option, Parsed
 from herder.cli.generation import LIMITS, LOADING, SAMPLING, SYSTEM, TEMPLATE, loaded, read_template, sampling_options
 from herder.cli.pull import JSON, MODEL_ARGUMENT
-from herder.cli.terminal import note, print_json, read_standard_input
+from herder.cli.terminal import harmless, note, print_json, read_standard_input
 from herder.core.errors import UsageError
 from herder.core.sizes import seconds_text
 
@@ -83,7 +83,7 @@ def _print(stream: CompletionStream) -> None:
     last = "\n"
     try:
         for piece in stream:
-            out.write(piece)
+            out.write(harmless(piece))
             out.flush()
             last = piece
     finally:

@@ -19,6 +19,19 @@ def styled(text: str, code: str, stream: IO[str] | None = None) -> str:
     return f"\x1b[{code}m{text}\x1b[0m" if coloured(stream or sys.stdout) else text
 
 
+# Control characters as their pictures (U+2400 and up), but for tab and newline; the second set (C1) has none.
+_PICTURES = {code: 0x2400 + code for code in range(32) if code not in (9, 10)}
+_PICTURES |= {0x7F: 0x2421} | dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+
+
+def harmless(text: str, stream: IO[str] | None = None) -> str:
+    """text as it is for a file or a pipe; for a terminal without the characters that would control it.
+
+    What a model writes comes from strangers: it must not move the cursor, set the clipboard or rename the window.
+    """
+    return text.translate(_PICTURES) if (stream or sys.stdout).isatty() else text
+
+
 def note(text: str) -> None:
     """A line for the user beside the result."""
     print(styled(f"herder: {text}", "2", sys.stderr), file=sys.stderr, flush=True)
