@@ -71,17 +71,11 @@ class Transfer:
 
 @contextlib.contextmanager
 def transfer() -> Iterator[Transfer]:
-    """A Transfer whose bar is gone at the end, however it ends. huggingface_hub's own messages stay out of its way."""
-    import logging
-
+    """A Transfer whose bar is gone at the end, however it ends."""
     shown = Transfer()
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
         yield shown
     finally:
-        logger.setLevel(level)
         shown.stop()
 
 
