@@ -1,6 +1,5 @@
-# make hello    set up, and have the default model answer QUESTION
-# make test     set up, and pass every check: lints, native tests, unit tests, oracles
-# Both work in a fresh clone with Python 3.11, a C++ compiler and make; a second time they set nothing up.
+# `make hello` and `make test` work in a fresh clone on a machine with Python 3.11, a C++ compiler, make and git; each sets up
+# what it needs, and a second time there is nothing to set up. `make` lists the rest.
 
 PYTHON ?= python3
 QUESTION ?= Why is the sky blue?
@@ -8,20 +7,24 @@ MODEL ?= smollm2
 PYTEST_ARGS ?=
 
 .DELETE_ON_ERROR:
-.PHONY: hello test lint format native sanitize unit oracle bench clean
+.PHONY: help hello test lint format native sanitize unit oracle bench clean
 
 help:
-	@sed -n 's/^# make /  make /p' $(firstword $(MAKEFILE_LIST))
+	@sed -n 's/^# make /make /p' $(firstword $(MAKEFILE_LIST))
 
 # What a wheel is made of: a change to any of it makes `make hello` install again.
 PACKAGE := pyproject.toml CMakeLists.txt constraints/test.txt README.md \
   $(shell find herder native -type f -not -path '*/__pycache__/*' -not -path 'herder/_core/*')
 
+PIP := .venv/bin/python -m pip install -q --disable-pip-version-check
+
 # The product ---------------------------------------------------------------------------------------------------------
+# Without build isolation the objects of build/ are used again, so an edit costs seconds.
 .venv/installed: $(PACKAGE)
 	@echo "Setting up .venv (the first time takes a minute or two)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install -q --disable-pip-version-check -c constraints/test.txt .
+	@$(PIP) -c constraints/test.txt scikit-build-core cmake ninja
+	@$(PIP) -c constraints/test.txt --no-build-isolation .
 	@touch $@
 
 # make hello      the default model answers: make hello QUESTION="What is a herd?"
