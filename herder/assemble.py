@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 from herder.core import machine
 from herder.core.batch import PAGE_TOKENS
 from herder.core.config import ModelConfig
-from herder.core.errors import HerderError, ModelFileError, OutOfMemory, UnsupportedModel, UsageError
+from herder.core.errors import HerderError, ModelFileError, OutOfMemory, TemplateError, UnsupportedModel, UsageError
 from herder.core.request import Sampling
 from herder.core.sizes import bytes_text
 
@@ -188,7 +188,12 @@ def _assemble(
 
         tokenizer = load_tokenizer(files.metadata if files.kind == "gguf" else files.path)
         chat_sampling = recommended_sampling(files)
-        chat_format = load_chat_format(files, tokenizer, template=template)
+        try:
+            chat_format, refusal = load_chat_format(tokenizer, files.chat_templates, override=template), None
+        except TemplateError as error:
+            if template is not None:
+                raise
+            chat_format, refusal = None, error  # what needs no chat format works all the same
     except BaseException:
         packing.abandon(lambda executor: executor.close())
         raise
@@ -198,6 +203,7 @@ def _assemble(
         tokenizer=tokenizer,
         config=config,
         chat_format=chat_format,
+        chat_refusal=refusal,
         chat_sampling=chat_sampling,
         stop_ids=files.stop_token_ids,
     )

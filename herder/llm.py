@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
 
 from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
-from herder.core.errors import UnsupportedModel, UsageError
+from herder.core.errors import HerderError, UnsupportedModel, UsageError
 from herder.core.request import Evaluated, Evaluation, Finished, Request, Sampling, TokenLogprob
 from herder.text.stream import TextStream
 
@@ -77,6 +77,7 @@ class LLM:
         config: ModelConfig,
         chat_format: ChatFormat | None,
         chat_sampling: Sampling,
+        chat_refusal: HerderError | None = None,
         stop_ids: frozenset[int] = frozenset(),
     ) -> None:
         self.engine = engine
@@ -84,6 +85,7 @@ class LLM:
         self.config = config
         self.chat_format = chat_format
         self.chat_sampling = chat_sampling
+        self._chat_refusal = chat_refusal  # why there is no chat format, if the files have one that cannot be used
         self.stop_ids = tokenizer.stop_ids | stop_ids
         if chat_format is not None:
             self.stop_ids |= chat_format.stop_ids
@@ -276,7 +278,7 @@ class LLM:
     def _conversation(self, messages: Messages, tools: Tools, options: Options) -> tuple[Request, Assembly]:
         chat_format = self.chat_format
         if chat_format is None:
-            raise UnsupportedModel(
+            raise self._chat_refusal or UnsupportedModel(
                 f"{self.name or 'this model'} has no chat format: use generate(), or load it with a template"
             )
         from herder.chat.message import read_messages, read_tools
