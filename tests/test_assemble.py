@@ -1,16 +1,27 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import herder
 from herder.assemble import CHAT_SAMPLING, DEFAULT_CONTEXT, Background, load, plan_kv, recommended_sampling
 from herder.core.batch import PAGE_TOKENS
-from herder.core.errors import HerderError, ModelFileError, ModelNotFound, OutOfMemory, UnsupportedModel, UsageError
+from herder.core.errors import (
+    HerderError,
+    ModelFileError,
+    ModelNotFound,
+    OutOfMemory,
+    TemplateError,
+    UnsupportedModel,
+    UsageError,
+)
 from herder.core.request import Sampling
-from tests.tiny import tiny_config
+from herder.runtime.native import NativeExecutor
+from tests.tiny import tiny_config, write_tiny_gguf, write_tiny_hf
 
 PAGE = tiny_config().kv_bytes(PAGE_TOKENS)
 
@@ -79,6 +90,78 @@ def test_wrong_arguments_are_refused_before_anything_is_opened() -> None:
         load("nowhere", speculate=-1)
     with pytest.raises(ModelNotFound):
         load("./nowhere.gguf")
+
+
+# A model from files to answers, on the native core --------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_gguf(tmp_path_factory.mktemp("model") / "tiny.gguf", formats="Q8_0", ffn_dim=128).path
+
+
+def test_load_joins_everything(path: Path) -> None:
+    seen: list[tuple[str, int, int | None]] = []
+    with herder.load(path, threads=1, progress=lambda *event: seen.append(event)) as llm:
+        assert (llm.context, llm.name, llm.config.layers) == (256, "Tiny", 2)
+        answer = llm.chat("hello", max_tokens=20, seed=3, ignore_eos=True)
+        assert answer.usage.completion_tokens == 20
+        assert answer.message is not None and answer.message.role == "assistant"
+        prompt = "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+        ids = llm.tokenizer.encode(prompt, special=True)
+        assert answer.usage.prompt_tokens == len(ids)
+        same = llm.generate(ids, max_tokens=20, seed=3, temperature=0.6, top_p=0.9, ignore_eos=True)
+        assert same.tokens == answer.tokens
+        assert llm.logits([1, 2, 3]).shape == (3, llm.config.vocab)
+        assert len(llm.score("hello you")) == len(llm.tokenizer.encode("hello you")) - 1
+        assert llm.embed(["hello", "you"]).shape == (2, llm.config.dim)
+    assert seen[-1][0] == "Loading" and seen[-1][1] == seen[-1][2]
+    with pytest.raises(UsageError, match="the engine is closed"):
+        llm.generate("x")
+
+
+def test_the_same_answer_with_speculation_and_another_context(path: Path) -> None:
+    with herder.load(path) as plain, herder.load(path, speculate=4, context=200) as fast:
+        for seed in range(3):
+            one, other = (llm.generate("the " * 20, max_tokens=100, temperature=0.3, seed=seed, ignore_eos=True)
+                          for llm in (plain, fast))  # fmt: skip
+            assert one.tokens == other.tokens
+
+
+def test_a_template_of_ones_own(path: Path) -> None:
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}!"
+    with herder.load(path, template=template) as llm:
+        assert llm.chat("hello", max_tokens=1).usage.prompt_tokens == len(llm.tokenizer.encode("hello!"))
+    with pytest.raises(TemplateError):
+        herder.load(path, template="{% for %}")
+
+
+def test_a_broken_template_in_the_file_refuses_chats_and_nothing_else(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", chat_template="{% for %}").path
+    with herder.load(path) as llm:
+        assert llm.generate("hello", max_tokens=1, ignore_eos=True).tokens
+        with pytest.raises(TemplateError):
+            llm.chat("hello")
+
+
+def test_a_directory_of_safetensors(tmp_path: Path) -> None:
+    made = write_tiny_hf(tmp_path / "tiny", dtype="BF16", generation_config={"do_sample": True, "top_k": 7})
+    with herder.load(made.path, dtype="float32") as llm:
+        assert llm.chat_sampling == Sampling(top_k=7)
+        assert len(llm.chat("hello", max_tokens=5, ignore_eos=True).tokens) == 5
+
+
+def test_a_failure_beside_the_packing_frees_the_model(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[NativeExecutor] = []
+    monkeypatch.setattr("herder.text.load.load_tokenizer", lambda source: 1 / 0)
+    monkeypatch.setattr(NativeExecutor, "close", lambda self: closed.append(self))
+    with pytest.raises(ZeroDivisionError):
+        herder.load(path)
+    assert len(closed) == 1
+
+
+def test_a_vocabulary_has_nothing_to_run(tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", vocabulary_only=True).path
+    with pytest.raises(UnsupportedModel, match="holds only a vocabulary"):
+        herder.load(path)
 
 
 def test_background_gives_what_the_function_gives() -> None:
