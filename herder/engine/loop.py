@@ -83,8 +83,9 @@ class Loop:
             chunks.append(sequence.chunk(item.count, item.drafts))
         counters = self.counters
         counters.steps += 1
+        batch = Batch(tuple(chunks))
         try:
-            ticket = self.executor.launch(Batch(tuple(chunks)))
+            ticket = self.executor.launch(batch)
             outputs = self.executor.result(ticket)
         except Exception as error:  # whatever it is, only this batch is lost; the readers learn which
             counters.executor_seconds += monotonic() - started
@@ -96,6 +97,7 @@ class Loop:
             return True
         now = monotonic()
         counters.executor_seconds += now - started
+        self.scheduler.measured(batch.tokens, now - started)
         for item, chunk, output in zip(items, chunks, outputs, strict=True):
             assert output.seq == chunk.seq, f"the executor answered for sequence {output.seq}, not {chunk.seq}"
             try:

@@ -10,7 +10,8 @@ within the executor's limits:
    and a sequence that could not fit an empty pool was refused at the door, so it always runs on: no deadlock, and in a
    finite stream of requests of its priority or better, no starvation.
 3. What is left of the token budget goes to prompts: those begun before, then new ones. While anything decodes, prompts
-   get at most `prefill_tokens` a step, which bounds the time between two tokens of a stream.
+   get only as many tokens a step as take about `prefill_seconds` at the pace measured so far, which bounds the time
+   between two tokens of a stream. (How a prompt is cut changes no result, so the clock may decide it.)
 4. What is still left goes to drafts (speculation).
 
 A sequence is admitted when pages for all of its tokens so far are available, plus one for each sequence that runs, so
@@ -29,19 +30,21 @@ from herder.cache.prefix import Node, PrefixCache
 from herder.core.batch import PAGE_TOKENS, Limits, Want
 from herder.engine.sequence import Sequence
 
+LEAST_SHARE = 16  # prompt tokens a step: about as many cost no more than the weights read for a single one
 LOGIT_VALUES = 1 << 22  # most float32 logits one sequence asks for in a step (16 MB), so that memory stays bounded
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """prefill_tokens: prompt tokens a step may compute while other sequences decode.
-
+    """prefill_seconds, prefill_tokens: how long a step with prompt tokens may keep those waiting that decode, and how
+    many prompt tokens it has at most.
     prefix_cache: reuse and keep pages. speculate: most drafted tokens per sequence and step (0: off).
     draft_tokens: most drafted tokens of all sequences together in one step: beyond this, checking guesses costs more
     than the weights read once for all of them.
     """
 
-    prefill_tokens: int = 128
+    prefill_seconds: float = 0.1
+    prefill_tokens: int = 256
     prefix_cache: bool = True
     speculate: int = 0
     draft_tokens: int = 16
@@ -69,6 +72,8 @@ class Scheduler:
         self.preemptions = 0
         self._most = min(limits.batch_chunks, limits.batch_tokens)
         self._logit_rows = max(1, LOGIT_VALUES // limits.vocab)
+        self._share = policy.prefill_tokens  # prompt tokens of a step in which something decodes
+        self._seconds_per_token = 0.0
         self._full = False  # the head of the line did not fit, and nothing was given back since
 
     @property
@@ -108,6 +113,18 @@ class Scheduler:
             nodes.append(node)
             pages[index] = node.page
 
+    def measured(self, tokens: int, seconds: float) -> None:
+        """How long a step took: sets the pace at which prompts are computed beside sequences that decode.
+
+        A step of fewer than LEAST_SHARE tokens says more about reading weights than about computing tokens.
+        """
+        if tokens < LEAST_SHARE or seconds <= 0:
+            return
+        pace, latest = self._seconds_per_token, seconds / tokens
+        self._seconds_per_token = latest if not pace else 0.75 * pace + 0.25 * latest
+        fitting = int(self.policy.prefill_seconds / self._seconds_per_token)
+        self._share = min(self.policy.prefill_tokens, max(LEAST_SHARE, fitting))
+
     def plan(self) -> list[Item]:
         """The next step; empty only when there is nothing to do."""
         running = self.running
@@ -127,7 +144,7 @@ class Scheduler:
         if prompts is None and not self.waiting and not self.policy.speculate:
             return items
         budget = self.limits.batch_tokens - len(items)
-        share = min(budget, self.policy.prefill_tokens) if items else budget
+        share = min(budget, self._share) if items else budget
         left = share
         for sequence in prompts or ():
             if left and sequence.pages:  # without pages: it was displaced by _grow above

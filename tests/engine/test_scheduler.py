@@ -19,7 +19,7 @@ def prompt(length: int, seed: int = 0) -> tuple[int, ...]:
     return tuple((seed * 31 + i * i) % 97 for i in range(length))
 
 
-def loop_with(limits: Limits = LIMITS, **policy: int | bool) -> Loop:
+def loop_with(limits: Limits = LIMITS, **policy: float) -> Loop:
     return Loop(FakeExecutor(limits), Policy(**policy))  # type: ignore[arg-type]
 
 
@@ -46,6 +46,34 @@ def test_prompts_get_a_bounded_share_while_others_decode() -> None:
         assert plan(loop) == [(first, 1), (second, 16)]
         loop.step()
     assert plan(loop) == [(first, 1), (second, 4)]
+
+
+def test_the_share_of_prompts_follows_the_pace_of_the_machine() -> None:
+    loop = loop_with(prefill_seconds=0.1, prefill_tokens=64)
+    first = add(loop, Request(prompt(10)))
+    loop.step()
+    second = add(loop, Request(prompt(200, 1)))
+    scheduler = loop.scheduler
+
+    def share() -> int:
+        (_, (sequence, count)) = plan(loop)
+        assert sequence is second
+        return count
+
+    assert plan(loop) == [(first, 1), (second, 64)]
+    scheduler.measured(15, 60)  # too few tokens to tell
+    assert share() == 64
+    scheduler.measured(100, 0.4)
+    assert share() == 25
+    for _ in range(40):
+        scheduler.measured(100, 0.2)
+    assert share() in (49, 50)
+    for _ in range(40):
+        scheduler.measured(100, 10)
+    assert share() == 16
+    for _ in range(80):
+        scheduler.measured(100, 0.001)
+    assert share() == 64
 
 
 def test_first_come_first_served_within_a_priority() -> None:
