@@ -1,6 +1,7 @@
 // The sampler against a slow twin that sorts, on random rows and options; its memory and its threads.
 // tests/native/test_sample.py compares it with NumPy and with what other people wrote.
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -191,6 +192,14 @@ TEST(exp_and_log) {
   for (double x = 1e-45; x < 1e19; x *= 1.003)
     CHECK(std::fabs(natural_log(x) - std::log(x)) <= 4e-16 * std::max(1.0, std::fabs(std::log(x))));
   CHECK(natural_log(1) == 0);
+}
+
+TEST(the_same_bits_on_every_machine) {
+  uint64_t hash = 14695981039346656037u;  // FNV-1a over words
+  const auto mix = [&](uint64_t word) { hash = (hash ^ word) * 1099511628211u; };
+  for (uint32_t i = 0; i < 1'000'000; ++i) mix(exp_weight(static_cast<float>(i) * -0x1p-15f));
+  for (double x = 1e-45; x < 1e19; x *= 1.01) mix(std::bit_cast<uint64_t>(natural_log(x)));
+  CHECK(hash == 0xbf3c00a49f17d3a9u);
 }
 
 TEST(agrees_with_sorting) {
