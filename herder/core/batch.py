@@ -98,7 +98,8 @@ Ticket = Any  # a batch under way; what it is, only the executor that launched i
 class Executor(Protocol):
     """Runs batches one after another. launch hands a batch over and returns at once; result waits for it.
 
-    A failed batch raises from result (herder.core.errors); the executor stays usable for the next one.
+    A failed batch raises from result (herder.core.errors); the executor stays usable for the next one. An executor may
+    also have interrupt(): from any thread, it makes the batch under way fail soon.
     """
 
     @property
