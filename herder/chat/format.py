@@ -1,0 +1,140 @@
+"""What a chat format is: messages -> Prompt -> tokens, and the answer's tokens -> Message.
+
+A prompt is a list of segments, and only two kinds exist: control tokens, which come from the format and nowhere else,
+and text, which is encoded as plain text whatever it spells. So nothing a user writes can become a control token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from herder.chat.message import Message, Tool
+from herder.core.errors import UsageError
+from herder.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """One control token. learn: the assistant wrote it (it counts in the loss)."""
+
+    id: int
+    spelling: str
+    learn: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that is encoded in one piece. learn: the spans (start, end), in characters, that the assistant wrote."""
+
+    text: str
+    learn: tuple[tuple[int, int], ...] = ()
+
+
+Segment = Control | Text
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    segments: tuple[Segment, ...]
+
+    @property
+    def text(self) -> str:
+        """For reading: control tokens are spelled out, so this does not tell them from text that spells the same."""
+        return "".join([s.spelling if isinstance(s, Control) else s.text for s in self.segments])
+
+    def encode(self, tokenizer: Tokenizer) -> list[int]:
+        """The prompt's token ids."""
+        ids: list[int] = []
+        for i, segment in enumerate(self.segments):
+            if isinstance(segment, Control):
+                ids.append(segment.id)
+            else:
+                ids += tokenizer.encode(segment.text, start=i == 0)
+        return ids
+
+    def encode_with_mask(self, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
+        """The ids, and for each whether the assistant wrote it: the tokens a training loss is taken over.
+
+        A token that is partly the assistant's counts as its own.
+        """
+        ids: list[int] = []
+        mask: list[bool] = []
+        for i, segment in enumerate(self.segments):
+            if isinstance(segment, Control):
+                ids.append(segment.id)
+                mask.append(segment.learn)
+                continue
+            found = tokenizer.encode(segment.text, start=i == 0)
+            ids += found
+            mask += _overlapping(segment, found, tokenizer)
+        return ids, mask
+
+
+def _overlapping(segment: Text, ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
+    """Which tokens share a byte with a learnt span."""
+    if not segment.learn:
+        return [False] * len(ids)
+    spans = [(_bytes(segment.text, start), _bytes(segment.text, end)) for start, end in segment.learn]
+    data = segment.text.encode()
+    mask = []
+    at = 0
+    for token in ids:
+        raw = tokenizer.token_bytes(token)
+        if not data.startswith(raw, at):
+            if raw.startswith(b" ") and data.startswith(raw[1:], at):  # SentencePiece's own space before a text
+                raw = raw[1:]
+            else:  # a byte that the vocabulary lacks was left out
+                at = max(at, data.find(raw, at))
+        mask.append(any(at < end and start < at + len(raw) for start, end in spans))
+        at += len(raw)
+    return mask
+
+
+def _bytes(text: str, characters: int) -> int:
+    return len(text[:characters].encode())
+
+
+class ChatFormat(Protocol):
+    """Renders conversations for one model and reads its answers.
+
+    name: for people. stop_ids: control tokens that end an answer.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stop_ids(self) -> frozenset[int]: ...
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Tool] | None = None,
+        add_generation_prompt: bool = True,
+        **options: Any,
+    ) -> Prompt:
+        """The prompt of a conversation; with add_generation_prompt, up to where the assistant begins to speak.
+
+        tools: functions the assistant may call. options: the format's own; one it does not know is refused.
+        Raises UsageError for messages, tools or options it cannot express, TemplateError for a broken template.
+        """
+        ...
+
+    def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
+        """The assistant's message, from the tokens it generated (or their text), tool calls included.
+
+        tools: names that may be called; anything else stays text. None: any name. A call that is only spelled like one
+        (JSON, a Python list) counts when its name is allowed; one that a control token introduces always counts.
+        """
+        ...
+
+
+def refuse_options(options: dict[str, Any], known: Sequence[str], name: str) -> None:
+    """Raises UsageError for the first option that is not known."""
+    for option in options:
+        if option not in known:
+            takes = f"takes {', '.join(known)}" if known else "takes none"
+            raise UsageError(f"there is no option {option!r}: the chat format {name} {takes}")
