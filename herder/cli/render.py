@@ -29,7 +29,7 @@ def render(parsed: Parsed) -> int:
         path = resolve(parsed.model, offline=parsed.offline, progress=progress)
     with open_model(path) as files:
         tokenizer = load_tokenizer(files.metadata if files.kind == "gguf" else files.path)
-        chat_format = load_chat_format(files, tokenizer, template=template)
+        chat_format = load_chat_format(tokenizer, files.chat_templates, override=template)
     if chat_format is None:
         raise UnsupportedModel(f"{parsed.model} has no chat format: give one with --template")
     prompt = chat_format.render(

@@ -8,9 +8,11 @@ from herder.cli.command import COUNT, Command, Option, Parsed
 from herder.cli.progress import transfer
 from herder.cli.pull import JSON, MODEL_ARGUMENT, OFFLINE
 from herder.cli.terminal import print_json, styled
+from herder.core.errors import HerderError
 from herder.core.sizes import bytes_text, count_text
 
 if TYPE_CHECKING:
+    from herder.weights.source import ModelFiles
     from herder.weights.summary import Summary
 
 
@@ -23,15 +25,29 @@ def show(parsed: Parsed) -> int:
         path = resolve(parsed.model, offline=parsed.offline, progress=progress)
     with open_model(path) as files:
         summary = summarize(files, parsed.context)
+        chat = _chat(files)
     if parsed.json:
-        print_json(_document(parsed.model, summary))
+        print_json(_document(parsed.model, summary) | {"chat_format": chat})
     else:
-        for name, value in _lines(summary):
+        for name, value in _lines(summary, chat or "none: continues text"):
             print(f"{styled(name.ljust(12), '1')}  {value}")
     return 0
 
 
-def _lines(summary: Summary) -> list[tuple[str, str]]:
+def _chat(files: ModelFiles) -> str | None:
+    """The chat format's name; None for a model without one. A template that cannot be read is said, not raised."""
+    from herder.chat.load import load_chat_format
+    from herder.text.load import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(files.metadata if files.kind == "gguf" else files.path)
+        found = load_chat_format(tokenizer, files.chat_templates)
+    except HerderError as error:
+        return f"unusable: {error}"
+    return None if found is None else found.name
+
+
+def _lines(summary: Summary, chat: str) -> list[tuple[str, str]]:
     config = summary.config
     rope = f"{config.rope.kind}, theta {config.rope.theta:g}"
     if config.rope.factor != 1:
@@ -49,20 +65,13 @@ def _lines(summary: Summary) -> list[tuple[str, str]]:
         ("size", f"{bytes_text(summary.file_bytes)}, {summary.bits_per_weight:.2f} bits per weight"),
         ("types", ", ".join(f"{s.tensors} {s.name} ({bytes_text(s.bytes)})" for s in summary.formats)),
         ("licence", summary.licence or "not stated in the file"),
-        ("chat", _chat(summary)),
+        ("chat", chat),
         ("file", summary.paths[0] + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")),
     ]
     for context, kv in summary.kv_bytes:
         total = summary.file_bytes + kv
         lines.append(("memory", f"{bytes_text(total)} at {context} tokens: file and {bytes_text(kv)} of KV cache"))
     return lines
-
-
-def _chat(summary: Summary) -> str:
-    if summary.template is None:
-        return "no template: continues text"
-    others = [name for name in summary.templates if name != "default"]
-    return "template in the file" + (f", also {', '.join(others)}" if others else "")
 
 
 def _document(model: str, summary: Summary) -> dict[str, Any]:
@@ -99,7 +108,7 @@ COMMANDS = {
             JSON,
             OFFLINE,
         ),
-        details="Reads the header only. Memory is the file and one sequence's 16-bit KV cache at the given context.",
+        details="Reads no weights. Memory is the file and one sequence's 16-bit KV cache at the given context.",
         examples=("herder show smollm2", "herder show ./model.gguf --context 8192 --json"),
     )
 }
