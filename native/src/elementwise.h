@@ -55,8 +55,10 @@ inline void quantize(const float* x, int64_t n, int64_t padded, QuantizedRow out
       const I q = i_round(f_mul(v[i], f_set1(inverse)));
       i_store_s8(out.q + k + i * kLanes, q);
       out.sum16[2 * g + i] = finite ? i_sum(q) : 0;
+      out.mass16[2 * g + i] = static_cast<float>(out.sum16[2 * g + i]) * out.scale[g];
     }
     out.sum32[g] = out.sum16[2 * g] + out.sum16[2 * g + 1];
+    out.mass32[g] = static_cast<float>(out.sum32[g]) * out.scale[g];
   }
 }
 

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int32_t kOutputRows = 32;           // output positions that go through the head together
 constexpr size_t kTokenBlockBytes = 1 << 20;  // int8 activations that stay in a core's L2 while panels stream past
+constexpr int64_t kStreamTokens = 12;         // up to this many tokens the weights' way from memory is what takes time
 constexpr int32_t kQueryRows = 24;            // query rows of an attention item
 
 // A matrix product of a phase.
@@ -198,14 +199,9 @@ Activations Pass::input(int thread, const float* x, int64_t stride, int64_t widt
     if (quantized) k.quantize(row, width, buffer.padded, buffer.row(t));
   }
   if (!single_) wait();
-  Activations a;
+  Activations a = buffer.view();
   a.x = norm ? normed.data : x;
   a.stride = norm ? normed.stride : stride;
-  a.q = buffer.q;
-  a.scale = buffer.scale;
-  a.sum16 = buffer.sum16;
-  a.sum32 = buffer.sum32;
-  a.padded_cols = buffer.padded;
   return a;
 }
 
@@ -214,9 +210,9 @@ template <class Run>
 void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run run) {
   const int64_t n = m.team->size();
   Counter& next = next_counter(thread);
-  if (tokens == 1) {
+  if (tokens <= kStreamTokens) {
     // one contiguous run of weights a thread: memory streams best undisturbed
-    run(0, 1, total * thread / n, total * (thread + 1) / n);
+    run(0, tokens, total * thread / n, total * (thread + 1) / n);
     return;
   }
   int64_t block = std::max<int64_t>(48, static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(padded, 1) / 48 * 48);
@@ -236,6 +232,8 @@ Activations from_token(Activations a, int64_t token) {
   a.scale += token * (a.padded_cols / kActivationGroup);
   a.sum16 += token * (a.padded_cols / 16);
   a.sum32 += token * (a.padded_cols / 32);
+  a.mass16 += token * (a.padded_cols / 16);
+  a.mass32 += token * (a.padded_cols / 32);
   return a;
 }
 
@@ -450,15 +448,9 @@ void Pass::outputs(int thread) {
     wait();
     tap(thread, "final_norm", -1, m.outputs.data, rows, c.dim, m.outputs.stride);
     if (logits) {
-      const QuantizedBuffer& b = m.q_dim_in;
-      Activations a;
+      Activations a = m.q_dim_in.view();
       a.x = m.outputs.data;
       a.stride = m.outputs.stride;
-      a.q = b.q;
-      a.scale = b.scale;
-      a.sum16 = b.sum16;
-      a.sum32 = b.sum32;
-      a.padded_cols = b.padded;
       products(thread, a, rows, {{&head, m.logits.data, m.logits.stride}}, Store::kSet);
       wait();
       tap(thread, "logits", -1, m.logits.data, rows, c.vocab, m.logits.stride);

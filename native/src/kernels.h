@@ -14,6 +14,7 @@ struct QuantizedRow {
   int8_t* q;
   float* scale;
   int32_t *sum16, *sum32;
+  float *mass16, *mass32;
 };
 
 // One query row of attention: a head of a token.

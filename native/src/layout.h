@@ -19,7 +19,6 @@ namespace herder {
 
 constexpr int kLanes = 16;        // rows of a panel
 constexpr int kUnit = 64;         // inputs of a unit
-constexpr int kMaxTile = 12;      // tokens a micro-kernel holds in registers
 constexpr int kTokenPad = 16;     // activation rows are allocated in multiples of this (an AMX tile)
 
 enum class Layout : int32_t { kNibble, kNibbleTable, kByte, kF32, kF16, kBF16 };
@@ -58,6 +57,8 @@ struct Activations {
   const float* scale = nullptr;    // [tokens][padded_cols / 32]
   const int32_t* sum16 = nullptr;  // [tokens][padded_cols / 16]: sum of q over 16 inputs
   const int32_t* sum32 = nullptr;  // [tokens][padded_cols / 32]
+  const float* mass16 = nullptr;   // sum16 * scale, what a minimum is multiplied with
+  const float* mass32 = nullptr;
   int64_t padded_cols = 0;
 };
 

@@ -52,10 +52,12 @@ struct FloatPanelKernel {
       for (; p < end; ++p) tile<1, 1>(w, a, 0, p, store, out, stride);
       return;
     }
+    constexpr int T = kTileRegisters > 4 ? kTileRegisters : 4;
     for (int64_t p = begin; p < end; ++p) {
       int64_t t = 0;
-      for (; t + 12 <= tokens; t += 12) tile<12, 1>(w, a, t, p, store, out, stride);
-      for (; t + 4 <= tokens; t += 4) tile<4, 1>(w, a, t, p, store, out, stride);
+      for (; t + T <= tokens; t += T) tile<T, 1>(w, a, t, p, store, out, stride);
+      if constexpr (T > 4)
+        for (; t + 4 <= tokens; t += 4) tile<4, 1>(w, a, t, p, store, out, stride);
       for (; t < tokens; ++t) tile<1, 1>(w, a, t, p, store, out, stride);
     }
   }

@@ -13,6 +13,10 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
+// Up to this many tokens a product waits for memory more than for arithmetic and asks for its weights ahead of time.
+constexpr int kStreamingTokens = 6;
+constexpr size_t kPrefetchAhead = 4096;
+
 HD_INLINE void store_lanes(const Matrix& w, int64_t panel, F value, Store store, float* out) {
   if (w.row_scale) value = f_mul(value, f_load(w.row_scale + panel * kLanes));
   if (w.bias) value = f_add(value, f_load(w.bias + panel * kLanes));
@@ -35,14 +39,16 @@ struct PanelKernel {
     return dot4_byte(acc, w, a);
   }
 
-  // T tokens x P panels; the panels lie panel_bytes apart.
+  // T tokens x P panels, `step` panels apart.
   template <int T, int P>
-  static HD_INLINE void run(const Matrix& w, const Activations& a, int64_t token, int64_t panel, F (&total)[P][T]) {
+  static HD_INLINE void run(const Matrix& w, const Activations& a, int64_t token, int64_t panel, int64_t step,
+                            F (&total)[P][T]) {
     const int64_t padded = a.padded_cols, sum_stride = padded / G, scale_stride = padded / kActivationGroup;
     const uint8_t* stream[P];
-    for (int p = 0; p < P; ++p) stream[p] = w.data + static_cast<size_t>(panel + p) * w.panel_bytes;
+    for (int p = 0; p < P; ++p) stream[p] = w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes;
     const int8_t* q = a.q + token * padded;
     const int32_t* sums = (G == 16 ? a.sum16 : a.sum32) + token * sum_stride;
+    const float* masses = (G == 16 ? a.mass16 : a.mass32) + token * sum_stride;
     const float* scales = a.scale + token * scale_stride;
     const int32_t offset = kByteBiasOf() - w.zero;
     B table;
@@ -77,17 +83,20 @@ struct PanelKernel {
             total[p][t] = f_fma(f_mul(f_from_i(acc[t]), f_set1(as[t * scale_stride])), scale, total[p][t]);
           if constexpr (Min) {
             const F minimum = f_load_f16(reinterpret_cast<const uint16_t*>(s + kScaleBytes) + g * kLanes);
-            for (int t = 0; t < T; ++t) {
-              const float sum = static_cast<float>(sums[t * sum_stride]) * as[t * scale_stride];
-              total[p][t] = f_fma(f_set1(sum), minimum, total[p][t]);
-            }
+            const float* m = masses + g;
+            for (int t = 0; t < T; ++t) total[p][t] = f_fma(f_set1(m[t * sum_stride]), minimum, total[p][t]);
           }
         }
         q += G;
         ++sums;
       }
       scales += kUnit / kActivationGroup;
-      for (int p = 0; p < P; ++p) stream[p] += kUnitBytes;
+      masses += kGroups;
+      for (int p = 0; p < P; ++p) {
+        if constexpr (T <= kStreamingTokens)
+          for (size_t line = 0; line < kUnitBytes; line += 64) prefetch(stream[p] + kPrefetchAhead + line);
+        stream[p] += kUnitBytes;
+      }
     }
   }
 
@@ -100,43 +109,51 @@ struct PanelKernel {
   }
 
   template <int T, int P>
-  static __attribute__((noinline)) void tile(const Matrix& w, const Activations& a, int64_t token, int64_t panel, Store store, float* out,
-                             int64_t out_stride) {
+  static __attribute__((noinline)) void tile(const Matrix& w, const Activations& a, int64_t token, int64_t panel,
+                                             int64_t step, Store store, float* out, int64_t out_stride) {
     F total[P][T];
     for (int p = 0; p < P; ++p)
       for (int t = 0; t < T; ++t) total[p][t] = f_zero();
-    run<T, P>(w, a, token, panel, total);
-    for (int p = 0; p < P; ++p)
+    run<T, P>(w, a, token, panel, step, total);
+    for (int p = 0; p < P; ++p) {
+      const int64_t at = panel + p * step;
       for (int t = 0; t < T; ++t)
-        store_lanes(w, panel + p, total[p][t], store, out + (token + t) * out_stride + (panel + p) * kLanes);
+        store_lanes(w, at, total[p][t], store, out + (token + t) * out_stride + at * kLanes);
+    }
+  }
+
+  // T tokens against all panels: side by side as many panels as registers allow, each a long stream of its own, because
+  // one stream alone does not keep enough cache lines in flight.
+  template <int T>
+  static void few(const Matrix& w, const Activations& a, int64_t token, int64_t begin, int64_t end, Store store,
+                  float* out, int64_t stride) {
+    constexpr int P = kTileRegisters / T < 1 ? 1 : kTileRegisters / T > 4 ? 4 : kTileRegisters / T;
+    const int64_t step = (end - begin) / P;
+    for (int64_t p = begin; p < begin + step; ++p) tile<T, P>(w, a, token, p, step, store, out, stride);
+    if constexpr (P > 1)
+      for (int64_t p = begin + P * step; p < end; ++p) tile<T, 1>(w, a, token, p, 1, store, out, stride);
+  }
+
+  // The largest tile that fits what is left, then the next: `tokens` tokens from `token` on.
+  template <int T>
+  static HD_INLINE void tiles(const Matrix& w, const Activations& a, int64_t token, int64_t tokens, int64_t panel,
+                              Store store, float* out, int64_t stride) {
+    for (; tokens >= T; token += T, tokens -= T) tile<T, 1>(w, a, token, panel, 1, store, out, stride);
+    if constexpr (T > 1) tiles<(T > 8 ? 8 : T > 6 ? 6 : T > 4 ? 4 : T - 1)>(w, a, token, tokens, panel, store, out, stride);
   }
 
   static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
                      float* out, int64_t stride, uint8_t*) {
-    if (tokens == 1) {
-      int64_t p = begin;
-      for (; p + 4 <= end; p += 4) tile<1, 4>(w, a, 0, p, store, out, stride);
-      for (; p < end; ++p) tile<1, 1>(w, a, 0, p, store, out, stride);
-      return;
+    switch (tokens) {
+      case 1: return few<1>(w, a, 0, begin, end, store, out, stride);
+      case 2: return few<2>(w, a, 0, begin, end, store, out, stride);
+      case 3: return few<3>(w, a, 0, begin, end, store, out, stride);
+      case 4: return few<4>(w, a, 0, begin, end, store, out, stride);
+      case 5: return few<5>(w, a, 0, begin, end, store, out, stride);
+      case 6: return few<6>(w, a, 0, begin, end, store, out, stride);
+      default: break;
     }
-    for (int64_t p = begin; p < end; ++p) {
-      int64_t t = 0;
-      for (; t + kMaxTile <= tokens; t += kMaxTile) tile<kMaxTile, 1>(w, a, t, p, store, out, stride);
-      switch (tokens - t) {
-        case 11: tile<6, 1>(w, a, t, p, store, out, stride), t += 6; [[fallthrough]];
-        case 5: tile<5, 1>(w, a, t, p, store, out, stride); break;
-        case 10: tile<5, 1>(w, a, t, p, store, out, stride), tile<5, 1>(w, a, t + 5, p, store, out, stride); break;
-        case 9: tile<5, 1>(w, a, t, p, store, out, stride), t += 5; [[fallthrough]];
-        case 4: tile<4, 1>(w, a, t, p, store, out, stride); break;
-        case 8: tile<8, 1>(w, a, t, p, store, out, stride); break;
-        case 7: tile<4, 1>(w, a, t, p, store, out, stride), t += 4; [[fallthrough]];
-        case 3: tile<3, 1>(w, a, t, p, store, out, stride); break;
-        case 6: tile<6, 1>(w, a, t, p, store, out, stride); break;
-        case 2: tile<2, 1>(w, a, t, p, store, out, stride); break;
-        case 1: tile<1, 1>(w, a, t, p, store, out, stride); break;
-        default: break;
-      }
-    }
+    for (int64_t p = begin; p < end; ++p) tiles<kTileRegisters>(w, a, 0, tokens, p, store, out, stride);
   }
 };
 

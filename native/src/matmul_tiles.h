@@ -10,7 +10,7 @@
 namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileTokens = 16;
-constexpr int kTileMinimum = 8;  // fewer tokens than this: the vector kernel reads the panel once and is faster
+constexpr int kTileMinimum = 13;  // fewer tokens than this: the vector kernel reads the panel once and is faster
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0;
@@ -82,41 +82,47 @@ HD_INLINE void unpack_panel(const Matrix& w, int64_t panel, const PanelBuffer& o
   }
 }
 
+// Products of two neighbouring groups, g and g + 1, into part and part + 1.
+template <int G>
+HD_INLINE void tile_pair(const int8_t* q, int64_t padded, const uint8_t* codes, int64_t g,
+                         int32_t (*part)[kTileTokens * kLanes]) {
+  codes += static_cast<size_t>(g) * G * 16;
+  _tile_loadd(4, q + g * G, padded);
+  _tile_loadd(5, codes, 64);
+  _tile_zero(0);
+  _tile_dpbssd(0, 4, 5);
+  _tile_loadd(6, q + (g + 1) * G, padded);
+  _tile_loadd(7, codes + G * 16, 64);
+  _tile_zero(1);
+  _tile_dpbssd(1, 6, 7);
+  _tile_stored(0, part[0], 64);
+  _tile_stored(1, part[1], 64);
+}
+
 template <int G, bool Min>
 HD_INLINE void tile_block(const Matrix& w, const Activations& a, const PanelBuffer& b, int64_t token, int64_t tokens,
                           int64_t panel, Store store, float* out, int64_t out_stride) {
   const int64_t padded = a.padded_cols, groups = padded / G, scale_stride = padded / kActivationGroup;
   const int8_t* q = a.q + token * padded;
-  const int32_t* sums = (G == 16 ? a.sum16 : a.sum32) + token * groups;
+  const float* masses = (G == 16 ? a.mass16 : a.mass32) + token * groups;
   const float* scales = a.scale + token * scale_stride;
   alignas(64) int32_t part[4][kTileTokens * kLanes];
   F total[kTileTokens];
   for (int t = 0; t < kTileTokens; ++t) total[t] = f_zero();
-  for (int64_t g = 0; g < groups; g += 2) {  // padded is a multiple of 64: an even number of groups
-    const int slot = static_cast<int>(g & 2);  // two pairs of result buffers, so that tiles run ahead of the vector units
-    const uint8_t* codes = b.codes + static_cast<size_t>(g) * G * 16;
-    _tile_loadd(4, q + g * G, padded);
-    _tile_loadd(5, codes, 64);
-    _tile_zero(0);
-    _tile_dpbssd(0, 4, 5);
-    _tile_loadd(6, q + (g + 1) * G, padded);
-    _tile_loadd(7, codes + G * 16, 64);
-    _tile_zero(1);
-    _tile_dpbssd(1, 6, 7);
-    _tile_stored(0, part[slot], 64);
-    _tile_stored(1, part[slot + 1], 64);
+  // The tiles work one pair of groups ahead of the vector units. padded is a multiple of 64: whole pairs.
+  tile_pair<G>(q, padded, b.codes, 0, part);
+  for (int64_t g = 0; g < groups; g += 2) {
+    if (g + 2 < groups) tile_pair<G>(q, padded, b.codes, g + 2, part + ((g + 2) & 2));
     for (int j = 0; j < 2; ++j) {
       const F scale = f_load(b.scales + (g + j) * kLanes);
       const float* as = scales + (g + j) * G / kActivationGroup;
-      const int32_t* p = part[slot + j];
+      const int32_t* p = part[(g & 2) + j];
       for (int t = 0; t < kTileTokens; ++t)
         total[t] = f_fma(f_mul(f_from_i(i_load(p + t * kLanes)), f_set1(as[t * scale_stride])), scale, total[t]);
       if constexpr (Min) {
         const F minimum = f_load(b.minima + (g + j) * kLanes);
-        for (int t = 0; t < kTileTokens; ++t) {
-          const float sum = static_cast<float>(sums[t * groups + g + j]) * as[t * scale_stride];
-          total[t] = f_fma(f_set1(sum), minimum, total[t]);
-        }
+        for (int t = 0; t < kTileTokens; ++t)
+          total[t] = f_fma(f_set1(masses[t * groups + g + j]), minimum, total[t]);
       }
     }
   }

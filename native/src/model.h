@@ -39,10 +39,12 @@ struct QuantizedBuffer {
   int8_t* q = nullptr;
   float* scale = nullptr;
   int32_t *sum16 = nullptr, *sum32 = nullptr;
+  float *mass16 = nullptr, *mass32 = nullptr;
   int64_t padded = 0;
 
   void reserve(int64_t tokens, int64_t cols);
   QuantizedRow row(int64_t token) const;
+  Activations view() const;
   size_t bytes() const { return memory.size(); }
 };
 

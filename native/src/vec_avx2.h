@@ -5,6 +5,8 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
+constexpr int kTileRegisters = 4;  // tokens x panels of a micro-kernel: a vector is two of the 16 registers
+
 struct F {
   __m256 v[2];
 };

@@ -10,6 +10,8 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
+constexpr int kTileRegisters = 12;  // tokens x panels of a micro-kernel: 12 int32 and 12 float32 accumulators of the 32 registers
+
 struct F {
   __m512 v;
 };

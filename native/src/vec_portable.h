@@ -5,6 +5,8 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
+constexpr int kTileRegisters = 2;  // tokens x panels of a micro-kernel: lanes live in memory anyway
+
 struct F {
   float v[16];
 };
