@@ -1,0 +1,152 @@
+// A small model of random weights in any storage format, built and run through the C ABI.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "formats/block.h"
+#include "formats/registry.h"
+#include "herder.h"
+#include "test.h"
+
+namespace herder::test {
+
+// Bytes of a tensor in a storage format, with weights of about the size 1 / sqrt(cols).
+inline std::vector<uint8_t> random_tensor(Random& random, const FormatInfo& format, int64_t rows, int64_t cols) {
+  const size_t blocks = static_cast<size_t>(rows * (cols / format.block));
+  std::vector<uint8_t> data = random.bytes<uint8_t>(blocks * static_cast<size_t>(format.bytes));
+  // Where a block keeps its float16 scales, and the scale that gives values up to about 0.2.
+  struct Scale {
+    int32_t id;
+    int first, second;
+    float size;
+  };
+  static constexpr Scale kScales[] = {
+      {HD_Q4_0, 0, -1, 0.025f},  {HD_Q4_1, 0, 2, 0.025f},   {HD_Q5_0, 0, -1, 0.0125f},   {HD_Q5_1, 0, 2, 0.0125f},
+      {HD_Q8_0, 0, -1, 0.0016f}, {HD_Q2_K, 80, 82, 0.004f}, {HD_Q3_K, 108, -1, 0.0015f}, {HD_Q4_K, 0, 2, 0.0002f},
+      {HD_Q5_K, 0, 2, 0.0001f},  {HD_Q6_K, 208, -1, 5e-5f}, {HD_IQ4_NL, 0, -1, 0.0016f}, {HD_IQ4_XS, 0, -1, 5e-5f},
+  };
+  for (size_t b = 0; b < blocks; ++b) {
+    uint8_t* block = data.data() + b * static_cast<size_t>(format.bytes);
+    const auto put = [&](int at, float value) {
+      const uint16_t half = f32_to_f16(value);
+      std::memcpy(block + at, &half, sizeof half);
+    };
+    for (const Scale& s : kScales) {
+      if (s.id != format.id) continue;
+      put(s.first, random.uniform(0.5f, 1) * s.size * (random.below(2) ? 1.0f : -1.0f));
+      if (s.second >= 0) put(s.second, random.uniform(-1, 1) * s.size);
+    }
+    const float value = random.normal() * 0.06f;
+    if (format.id == HD_MXFP4) block[0] = static_cast<uint8_t>(121 + random.below(3));
+    if (format.id == HD_F16) put(0, value);
+    if (format.id == HD_F32) std::memcpy(block, &value, sizeof value);
+    const uint16_t brain = f32_to_bf16(value);
+    if (format.id == HD_BF16) std::memcpy(block, &brain, sizeof brain);
+  }
+  return data;
+}
+
+// Weights of one model; build() makes the same hd_model again and again, for any ISA and any number of threads.
+struct TinyWeights {
+  static constexpr int32_t kLayers = 2, kDim = 256, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kFfn = 256, kVocab = 70;
+  static constexpr int32_t kContext = 128, kPages = 16;
+
+  struct Tensor {
+    int32_t role, layer, format;
+    int64_t rows, cols;
+    std::vector<uint8_t> data;
+  };
+  std::vector<Tensor> tensors;
+
+  TinyWeights(uint64_t seed, int32_t format) {
+    Random random{seed};
+    const auto add = [&](int32_t role, int32_t layer, int32_t id, int64_t rows, int64_t cols) {
+      tensors.push_back({role, layer, id, rows, cols, random_tensor(random, *format_info(id), rows, cols)});
+    };
+    const auto norm = [&](int32_t role, int32_t layer) {
+      add(role, layer, HD_F32, 1, kDim);
+      auto* weight = reinterpret_cast<float*>(tensors.back().data.data());
+      for (int32_t i = 0; i < kDim; ++i) weight[i] = random.uniform(0.5f, 1.5f);
+    };
+    add(HD_EMBED, -1, format, kVocab, kDim);
+    norm(HD_FINAL_NORM, -1);
+    for (int32_t i = 0; i < kLayers; ++i) {
+      norm(HD_ATTN_NORM, i);
+      norm(HD_FFN_NORM, i);
+      add(HD_WQ, i, format, kHeads * kHeadDim, kDim);
+      add(HD_WK, i, format, kKvHeads * kHeadDim, kDim);
+      add(HD_WV, i, format, kKvHeads * kHeadDim, kDim);
+      add(HD_WO, i, format, kDim, kHeads * kHeadDim);
+      add(HD_W_GATE, i, format, kFfn, kDim);
+      add(HD_W_UP, i, format, kFfn, kDim);
+      add(HD_W_DOWN, i, format, kDim, kFfn);
+      if (i == 1) add(HD_BQ, i, HD_F32, 1, kHeads * kHeadDim);
+    }
+  }
+
+  struct Free {
+    void operator()(hd_model* model) const { hd_model_free(model); }
+  };
+  using Model = std::unique_ptr<hd_model, Free>;
+
+  Model build(const char* isa, int32_t threads, int32_t compute = HD_DTYPE_AUTO) const {
+    float frequencies[kHeadDim / 2];
+    for (int32_t i = 0; i < kHeadDim / 2; ++i) frequencies[i] = 1.0f / static_cast<float>(1 + i * i);
+    const hd_layer_plan layers[kLayers] = {{1, 0}, {0, 20}};  // one rotates and sees all, one is a window without RoPE
+    const hd_config config = {.n_layers = kLayers,
+                              .dim = kDim,
+                              .n_heads = kHeads,
+                              .n_kv_heads = kKvHeads,
+                              .head_dim = kHeadDim,
+                              .ffn_dim = kFfn,
+                              .vocab = kVocab,
+                              .norm_eps = 1e-5f,
+                              .context = kContext,
+                              .rope_inv_freq = frequencies,
+                              .rope_attention_factor = 1,
+                              .layers = layers,
+                              .compute = compute,
+                              .threads = threads,
+                              .kv_pages = kPages};
+    hd_error err{};
+    hd_model* raw = nullptr;
+    bool ok = hd_model_create(&config, isa, &raw, &err) == HD_OK;
+    Model model(raw);
+    for (const Tensor& t : tensors) {
+      const hd_tensor tensor = {t.role, t.layer, t.format, t.rows, t.cols, t.data.data(), t.data.size(), nullptr};
+      ok = ok && hd_model_tensor(raw, &tensor, &err) == HD_OK;
+    }
+    ok = ok && hd_model_finish(raw, &err) == HD_OK;
+    if (!ok) fail(__FILE__, __LINE__, err.message);
+    return model;
+  }
+};
+
+// Some tokens of a sequence that lives in given pages, and the logits of each of them once run.
+struct Piece {
+  std::vector<int32_t> tokens, pages;
+  int32_t start = 0;
+  std::vector<float> logits;
+};
+
+inline hd_status run(hd_model* model, const std::vector<Piece*>& batch, hd_error* err) {
+  std::vector<hd_chunk> chunks;
+  for (Piece* p : batch) {
+    const auto n = static_cast<int32_t>(p->tokens.size());
+    p->logits.assign(static_cast<size_t>(n * TinyWeights::kVocab), -1.0f);
+    hd_chunk c{};
+    c.tokens = p->tokens.data();
+    c.n_tokens = c.n_outputs = n;
+    c.start = p->start;
+    c.pages = p->pages.data();
+    c.n_pages = static_cast<int32_t>(p->pages.size());
+    c.want = HD_WANT_LOGITS;
+    c.out_logits = p->logits.data();
+    chunks.push_back(c);
+  }
+  return hd_forward(model, chunks.data(), static_cast<int32_t>(chunks.size()), err);
+}
+
+}  // namespace herder::test
