@@ -16,7 +16,7 @@ help:
 PACKAGE := pyproject.toml CMakeLists.txt constraints/test.txt README.md \
   $(shell find herder native -type f -not -path '*/__pycache__/*' -not -path 'herder/_core/*')
 
-PIP := .venv/bin/python -m pip install -q --disable-pip-version-check
+PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 
 # The product ---------------------------------------------------------------------------------------------------------
 # Without build isolation the objects of build/ are used again, so an edit costs seconds.
@@ -41,7 +41,7 @@ CMAKE := $(RUN)/cmake -S . -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(RUN))/ninja
 $(VENV)/installed: constraints/test.txt
 	@echo "Setting up $(VENV)"
 	@test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
-	@$(RUN)/python -m pip install -q --disable-pip-version-check -r constraints/test.txt
+	@$(RUN)/python -m pip install -qq --disable-pip-version-check -r constraints/test.txt
 	@touch $@
 
 # The core is built into the source tree (herder/_core is ignored by git), so the tests run what is edited.
