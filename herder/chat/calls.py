@@ -64,7 +64,7 @@ def read_json(text: str) -> Found | None:
     if not body.startswith(("{", "[")):
         return None
     calls: list[ToolCall] = []
-    decoder = json.JSONDecoder()
+    decoder = _decoder()
     at = 0
     while at < len(body):
         try:
@@ -77,7 +77,7 @@ def read_json(text: str) -> Found | None:
                 return None
             calls.append(call)
         at = _end(_BETWEEN, body, at)
-    return Found(tuple(calls))
+    return Found(tuple(calls)) if calls else None
 
 
 def _call(value: Any) -> ToolCall | None:
@@ -118,7 +118,7 @@ def _marked(
     calls: list[ToolCall] = []
     rest: list[str] = []
     at = 0
-    decoder = json.JSONDecoder()
+    decoder = _decoder()
     while match := pattern.search(text, at):
         try:
             value, end = decoder.raw_decode(text, match.end())
@@ -215,6 +215,15 @@ def read_builtin(text: str) -> Found | None:
 def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
     match = pattern.match(text, at)
     return match.end() if match else at
+
+
+def _decoder() -> json.JSONDecoder:
+    """Of JSON proper, without NaN and Infinity."""
+
+    def refuse(name: str) -> Any:
+        raise ValueError(name)
+
+    return json.JSONDecoder(parse_constant=refuse)
 
 
 def _dumps(value: Any) -> str:

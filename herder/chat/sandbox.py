@@ -5,7 +5,8 @@ for it: the compiler is told to wrap every expression in a call to a meter, whic
 and refuses values that are too large. What an operation costs is linear in the sizes of its operands and its result,
 which are themselves expressions, and so already paid for; the few operations of which that is not true (repetition,
 powers, padding, formatting, joining, replacing) are checked before they run. A loop pays for each turn, recursion for
-each call. A budget, not a clock: whether a template fails does not depend on the machine.
+each call. The lists and objects of the input are cheap to name and paid for when something goes through all of them.
+A budget, not a clock: whether a template fails does not depend on the machine.
 
 Filters, tests and methods are lists of what is allowed; nothing is loaded, included or imported. Conventions are those
 of Hugging Face's apply_chat_template: trim_blocks, lstrip_blocks, break and continue, {% generation %},
@@ -14,10 +15,9 @@ raise_exception, strftime_now, tojson without HTML escapes.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Set, ValuesView
+from collections.abc import Mapping
 from datetime import datetime
 from types import BuiltinMethodType, CodeType, FunctionType, GeneratorType, MethodType
 from typing import Any
@@ -33,16 +33,12 @@ from jinja2.runtime import Context, LoopContext, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
 from jinja2.utils import Namespace
 
-MAX_SOURCE = 100_000  # characters; the longest known templates have 30,000
-BASE_BUDGET = 400_000  # about half a second of the worst there is
-BASE_TEXT = 1 << 20  # characters in one string
-BASE_ITEMS = 100_000  # what one list or object may weigh: its items, and theirs, and a sixteenth of their characters
-MAX_INT_BITS = 256
-MAX_WIDTH = 1000  # of padding, indentation, batches
+from herder.chat.meter import METHOD_CHECKS, Meter, check_format
+
+MAX_SOURCE = 64_000  # characters; the longest known templates have 30,000
 
 GENERATION = ("\ud800", "\ud801")  # around what {% generation %} marks; text cannot hold them (see provenance.py)
 
-_WIDE = re.compile(r"\d{4}|\*|\{[^{}]*\{")  # in a format: a width of four digits, or one that is an argument
 _FILTERS = (
     *("abs", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape", "first", "float"),
     *("format", "groupby", "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min"),
@@ -71,180 +67,42 @@ class Refused(JinjaError):
     """raise_exception: the template itself refuses its input."""
 
 
-class Meter:
-    """What one rendering may still cost, and how large a value may be."""
-
-    def __init__(self, *inputs: Any) -> None:
-        self._weights: dict[int, int] = {}  # id -> weight of the containers in the input, which outlive the rendering
-        self.max_items = self.max_text = 1 << 62
-        size = sum(map(self._remember, inputs))
-        self.left = BASE_BUDGET + 16 * size
-        self.max_text = BASE_TEXT + 64 * size
-        self.max_items = BASE_ITEMS + 4 * size
-
-    def _remember(self, value: Any) -> int:
-        if isinstance(value, dict):
-            weight = 1 + sum(self._remember(key) + self._remember(inner) for key, inner in value.items())
-        elif isinstance(value, list | tuple):
-            weight = 1 + sum(map(self._remember, value))
-        else:
-            return self.weight(value)
-        self._weights[id(value)] = weight
-        return weight
-
-    def weight(self, value: Any) -> int:
-        """The size of a value as an operation that goes through all of it sees it: shared parts count every time."""
-        total = 0
-        stack = [value]
-        while stack:
-            one = stack.pop()
-            total += 1
-            if isinstance(one, str):
-                total += len(one) >> 4
-            elif isinstance(one, dict | list | tuple):
-                known = self._weights.get(id(one))
-                if known is not None:
-                    total += known
-                elif isinstance(one, dict):
-                    stack += one.keys()
-                    stack += one.values()
-                else:
-                    stack += one
-            elif isinstance(one, Namespace):
-                raise SecurityError("a namespace inside another value")
-            if total + len(stack) > self.max_items:
-                raise SecurityError(f"a value grows beyond {self.max_items} items")
-        return total
-
-    def charge(self, value: Any) -> Any:
-        """Called with the value of every expression, when it has been computed. Returns it."""
-        cost = 1
-        if isinstance(value, str):
-            size = len(value)
-            if size > self.max_text:
-                raise SecurityError(f"a string grows beyond {self.max_text} characters")
-            cost += size >> 5
-        elif isinstance(value, dict | list | tuple):
-            cost += self.weight(value) >> 4
-        elif isinstance(value, int):
-            if value.bit_length() > MAX_INT_BITS:
-                raise SecurityError("a number grows too large")
-        elif isinstance(value, range | Set | ValuesView):
-            cost += len(value) >> 3
-        self.spend(cost)
-        return value
-
-    def spend(self, cost: int) -> None:
-        self.left -= cost
-        if self.left < 0:
-            raise SecurityError("it takes too many steps: does it loop?")
-
-    def text(self, size: int) -> None:
-        """Before a string of this size is made."""
-        if size > self.max_text:
-            raise SecurityError(f"a string grows beyond {self.max_text} characters")
-
-    def guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A filter that checks its arguments first, and whose lazy results cost a step an item."""
-
-        @functools.wraps(function)  # keeps Jinja's mark of which first argument it wants
-        def call(*args: Any, **kwargs: Any) -> Any:
-            given = args[1:] if hasattr(function, "jinja_pass_arg") else args
-            given = tuple(map(self._listed, given))
-            for value in (*given, *kwargs.values()):
-                if isinstance(value, dict | list | tuple | str):
-                    self.spend(self.weight(value) >> 2)
-            check = _CHECKS.get(name)
-            if check is not None:
-                check(self, *given, **kwargs)
-            result = function(*args[: len(args) - len(given)], *given, **kwargs)
-            return self._metered(result) if isinstance(result, GeneratorType) else result
-
-        return call
-
-    def _listed(self, value: Any) -> Any:
-        """A generator's items, so that they can be weighed."""
-        return list(value) if isinstance(value, GeneratorType) else value
-
-    def _metered(self, items: Iterator[Any]) -> Iterator[Any]:
-        for item in items:
-            self.spend(1)
-            yield item
-
-
-# Operations that can make much of little: each check runs before the operation, with its arguments ------------------
-def _check_width(meter: Meter, value: Any, width: Any = 0, *_: Any, **kwargs: Any) -> None:
-    for number in (width, *kwargs.values()):
-        if isinstance(number, int) and abs(number) > MAX_WIDTH:
-            raise SecurityError(f"a width of {number}")
-
-
-def _check_indent(meter: Meter, s: Any, width: Any = 4, *_: Any, **__: Any) -> None:
-    _check_width(meter, s, width)
-    text = str(s)
-    meter.text(len(text) + (text.count("\n") + 1) * (len(width) if isinstance(width, str) else MAX_WIDTH))
-
-
-def _check_replace(meter: Meter, s: Any, old: Any, new: Any, *_: Any, **__: Any) -> None:
-    s, old, new = str(s), str(old), str(new)
-    meter.text(len(s) + (s.count(old) + 1) * len(new))
-
-
-def _check_join(meter: Meter, value: Any, d: Any = "", *_: Any, **__: Any) -> None:
-    size = len(value) if hasattr(value, "__len__") else 0
-    meter.text(size * len(str(d)))
-
-
-def _check_format(meter: Meter, value: Any, *args: Any, **kwargs: Any) -> None:
-    text = str(value)
-    if _WIDE.search(text):
-        raise SecurityError("a width in a format")
-    fields = text.count("%") + text.count("{")
-    meter.text(len(text) + fields * 16 * meter.weight([*args, kwargs]))
-
-
-def _check_sum(meter: Meter, iterable: Any, attribute: Any = None, start: Any = 0) -> None:
-    if not isinstance(start, int | float):
-        raise SecurityError("sum of what is not numbers")
-
-
-_CHECKS: dict[str, Callable[..., None]] = {
-    "batch": _check_width,
-    "center": _check_width,
-    "format": _check_format,
-    "indent": _check_indent,
-    "join": _check_join,
-    "replace": _check_replace,
-    "round": _check_width,
-    "slice": _check_width,
-    "sum": _check_sum,
-}
-_METHOD_CHECKS: dict[str, Callable[..., None]] = {
-    "center": _check_width,
-    "ljust": _check_width,
-    "rjust": _check_width,
-    "zfill": _check_width,
-    "format": _check_format,
-    "replace": _check_replace,
-    "join": lambda meter, self, items: _check_join(meter, items, self),
-}
-
-
 class _Generator(CodeGenerator):
     """Jinja's compiler, which wraps each expression in charge(...) and computes nothing at compile time."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._whole: set[int] = set()  # ids of the nodes whose values are gone through
 
     def write_commons(self) -> None:
         super().write_commons()
         self.writeline("charge = environment.meter.charge")
+        self.writeline("whole = environment.meter.whole")
 
     def visit(self, node: nodes.Node, *args: Any, **kwargs: Any) -> Any:
         value = isinstance(node, nodes.Expr) and not isinstance(node, nodes.Slice | nodes.NSRef)
         if not value or getattr(node, "ctx", "load") != "load":
             return super().visit(node, *args, **kwargs)
-        self.write("charge(")
+        self.write("whole(" if id(node) in self._whole else "charge(")
         super().visit(node, *args, **kwargs)
         self.write(")")
         return None
+
+    def visit_Compare(self, node: nodes.Compare, frame: Frame) -> None:
+        self._whole.update((id(node.expr), *(id(operand.expr) for operand in node.ops)))
+        super().visit_Compare(node, frame)
+
+    def visit_Test(self, node: nodes.Test, frame: Frame) -> None:
+        self._whole.update(map(id, (node.node, *node.args)))
+        super().visit_Test(node, frame)
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:
+        self._whole.update(map(id, node.nodes))
+        super().visit_Concat(node, frame)
+
+    def visit_Output(self, node: nodes.Output, frame: Frame) -> None:
+        self._whole.update(map(id, node.nodes))
+        super().visit_Output(node, frame)
 
     def visit_For(self, node: nodes.For, frame: Frame) -> None:
         node.body.insert(0, nodes.ExprStmt(nodes.Const(None)))  # a turn costs a step, whatever it does
@@ -319,7 +177,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            _check_format(self.meter, left, right)
+            check_format(self.meter, left, right)
         elif operator == "**":
             if not all(isinstance(x, int | float) and abs(x) <= 1 << 32 for x in (left, right)) or abs(right) > 64:
                 raise SecurityError("a power too large")
@@ -337,15 +195,19 @@ class Sandbox(ImmutableSandboxedEnvironment):
         if isinstance(function, BuiltinMethodType | MethodType) and owner is not None:
             if not any(isinstance(owner, kind) and function.__name__ in names for kind, names in _METHODS.items()):
                 raise SecurityError(f"calling {type(owner).__name__}.{function.__name__}")
-            check = _METHOD_CHECKS.get(function.__name__) if isinstance(owner, str) else None
+            self.meter.whole(owner)
+            check = METHOD_CHECKS.get(function.__name__) if isinstance(owner, str) else None
             if check is not None:
                 args = tuple(list(a) if isinstance(a, GeneratorType) else a for a in args)
                 check(self.meter, owner, *args, **kwargs)
         elif isinstance(function, FunctionType) and isinstance(format_of := _wrapped(function), str):
-            _check_format(self.meter, format_of, *args, **kwargs)
+            check_format(self.meter, format_of, *args, **kwargs)
         elif not isinstance(function, Macro | LoopContext | Undefined) and function not in self.globals.values():
             raise SecurityError(f"calling {type(function).__name__}")
         return super().call(context, function, *args, **kwargs)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        raise SecurityError(f"reaching for {type(obj).__name__}.{attribute}")
 
     def wrap_str_format(self, value: Any) -> Any:
         """Jinja's sandboxed str.format, found where a method is looked up."""

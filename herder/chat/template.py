@@ -12,8 +12,9 @@ from jinja2 import nodes
 from herder.chat import calls
 from herder.chat.format import Control, Prompt
 from herder.chat.message import Message, Tool, check_json
+from herder.chat.meter import Meter
 from herder.chat.provenance import Marks, Span
-from herder.chat.sandbox import MAX_SOURCE, Meter, Refused, Sandbox
+from herder.chat.sandbox import MAX_SOURCE, Refused, Sandbox
 from herder.core.errors import TemplateError, UsageError
 from herder.text.tokenizer import Tokenizer
 
