@@ -37,28 +37,29 @@ HD_INLINE void store_tail(float* x, int64_t n, F a) {
 }
 
 // Symmetric int8 with one scale for 32 values: q = round(x * 127 / max|x|), ties to even.
-inline void quantize(const float* x, int64_t n, int64_t padded, QuantizedRow out) {
-  for (int64_t k = 0; k < padded; k += kActivationGroup) {
-    F v[2];
-    for (int i = 0; i < 2; ++i) {
-      const int64_t left = n - k - i * kLanes;
-      const float* p = x + k + i * kLanes;
-      v[i] = left >= kLanes ? f_load(p) : left > 0 ? load_tail(p, left) : f_zero();
+inline void quantize(const float* x, int64_t n, ActivationUnit* units, int64_t unit_stride) {
+  for (int64_t k = 0; k < n; k += kUnit, units += unit_stride) {
+    ActivationUnit& u = *units;
+    for (int g = 0; g < kUnit / kActivationGroup; ++g) {
+      F v[2];
+      for (int i = 0; i < 2; ++i) {
+        const int64_t at = k + g * kActivationGroup + i * kLanes, left = n - at;
+        v[i] = left >= kLanes ? f_load(x + at) : left > 0 ? load_tail(x + at, left) : f_zero();
+      }
+      const float amax = lanes_max(f_max(f_abs(v[0]), f_abs(v[1])));
+      const bool finite = !f_any_nan(v[0]) && !f_any_nan(v[1]) && amax < __builtin_inff();
+      const bool tiny = !(amax > 1e-30f);  // its reciprocal would overflow; such a group counts as zero
+      const float inverse = finite && !tiny ? 127.0f / amax : 0.0f;
+      u.scale[g] = !finite ? __builtin_nanf("") : tiny ? 0.0f : amax / 127.0f;
+      for (int i = 0; i < 2; ++i) {
+        const I q = i_round(f_mul(v[i], f_set1(inverse)));
+        i_store_s8(u.q + g * kActivationGroup + i * kLanes, q);
+        u.sum16[2 * g + i] = finite ? i_sum(q) : 0;
+        u.mass16[2 * g + i] = static_cast<float>(u.sum16[2 * g + i]) * u.scale[g];
+      }
+      u.sum32[g] = u.sum16[2 * g] + u.sum16[2 * g + 1];
+      u.mass32[g] = static_cast<float>(u.sum32[g]) * u.scale[g];
     }
-    const float amax = lanes_max(f_max(f_abs(v[0]), f_abs(v[1])));
-    const bool finite = !f_any_nan(v[0]) && !f_any_nan(v[1]) && amax < __builtin_inff();
-    const bool tiny = !(amax > 1e-30f);  // its reciprocal would overflow; such a group counts as zero
-    const float inverse = finite && !tiny ? 127.0f / amax : 0.0f;
-    const int64_t g = k / kActivationGroup;
-    out.scale[g] = !finite ? __builtin_nanf("") : tiny ? 0.0f : amax / 127.0f;
-    for (int i = 0; i < 2; ++i) {
-      const I q = i_round(f_mul(v[i], f_set1(inverse)));
-      i_store_s8(out.q + k + i * kLanes, q);
-      out.sum16[2 * g + i] = finite ? i_sum(q) : 0;
-      out.mass16[2 * g + i] = static_cast<float>(out.sum16[2 * g + i]) * out.scale[g];
-    }
-    out.sum32[g] = out.sum16[2 * g] + out.sum16[2 * g + 1];
-    out.mass32[g] = static_cast<float>(out.sum32[g]) * out.scale[g];
   }
 }
 

@@ -196,7 +196,7 @@ Activations Pass::input(int thread, const float* x, int64_t stride, int64_t widt
       k.rms_norm(row, norm, width, m.config.norm_eps, normed.row(t));
       row = normed.row(t);
     }
-    if (quantized) k.quantize(row, width, buffer.padded, buffer.row(t));
+    if (quantized) k.quantize(row, width, buffer.token(t), buffer.unit_stride);
   }
   if (!single_) wait();
   Activations a = buffer.view();
@@ -215,7 +215,7 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run
     run(0, tokens, total * thread / n, total * (thread + 1) / n);
     return;
   }
-  int64_t block = std::max<int64_t>(48, static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(padded, 1) / 48 * 48);
+  int64_t block = std::max<int64_t>(48, static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * padded, 1) / 48 * 48);
   if (block > tokens) block = tokens;
   const int64_t blocks = (tokens + block - 1) / block;
   const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, 8);
@@ -228,19 +228,14 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run
 
 Activations from_token(Activations a, int64_t token) {
   a.x += token * a.stride;
-  a.q += token * a.padded_cols;
-  a.scale += token * (a.padded_cols / kActivationGroup);
-  a.sum16 += token * (a.padded_cols / 16);
-  a.sum32 += token * (a.padded_cols / 32);
-  a.mass16 += token * (a.padded_cols / 16);
-  a.mass32 += token * (a.padded_cols / 32);
+  a.units += token;
   return a;
 }
 
 void Pass::products(int thread, const Activations& a, int64_t tokens, std::initializer_list<Product> list, Store store) {
   int64_t total = 0;
   for (const Product& p : list) total += p.w->panels;
-  panels(thread, total, tokens, a.padded_cols, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
+  panels(thread, total, tokens, list.begin()->w->padded_cols, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
     const Activations block = from_token(a, token);
     uint8_t* scratch = m.matmul_scratch[static_cast<size_t>(thread)].data();
     scratch += (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
@@ -383,7 +378,7 @@ void Pass::layer(int thread, int32_t index) {
   quantized = l.gate.integer() || l.up.integer();
   a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
   tap(thread, "ffn_norm", index, normed, tokens_, c.dim, m.normed.stride);
-  panels(thread, l.gate.panels, tokens_, a.padded_cols, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
+  panels(thread, l.gate.panels, tokens_, l.gate.padded_cols, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
     const Activations block = from_token(a, token);
     uint8_t* scratch = m.matmul_scratch[self].data();
     scratch += (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
@@ -443,7 +438,7 @@ void Pass::outputs(int thread) {
     for (int64_t r = thread; r < rows; r += m.team->size()) {
       k.rms_norm(m.x.row(output_rows_[static_cast<size_t>(begin + r)].token), m.final_norm, c.dim, c.norm_eps,
                  m.outputs.row(r));
-      if (head.integer()) k.quantize(m.outputs.row(r), c.dim, m.q_dim_in.padded, m.q_dim_in.row(r));
+      if (head.integer()) k.quantize(m.outputs.row(r), c.dim, m.q_dim_in.token(r), m.q_dim_in.unit_stride);
     }
     wait();
     tap(thread, "final_norm", -1, m.outputs.data, rows, c.dim, m.outputs.stride);

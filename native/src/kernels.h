@@ -10,13 +10,6 @@ namespace herder {
 
 enum class Store : int32_t { kSet, kAdd };  // kAdd: out += result (residual)
 
-struct QuantizedRow {
-  int8_t* q;
-  float* scale;
-  int32_t *sum16, *sum32;
-  float *mass16, *mass32;
-};
-
 // One query row of attention: a head of a token.
 struct AttentionRow {
   const float* q;       // [head_dim], already rotated and scaled by 1/sqrt(head_dim)
@@ -44,8 +37,8 @@ struct Kernels {
                  float* out, int64_t out_stride, uint8_t* scratch);
   size_t (*matmul_scratch)(const Matrix&);
 
-  // x[n] -> int8 in groups of 32, zero-filled to padded; NaN or infinity in a group makes its scale NaN.
-  void (*quantize)(const float* x, int64_t n, int64_t padded, QuantizedRow out);
+  // x[n] of one token -> its units (unit_stride apart), the last one zero-filled; NaN or infinity makes a scale NaN.
+  void (*quantize)(const float* x, int64_t n, ActivationUnit* units, int64_t unit_stride);
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
   void (*silu_mul)(float* gate, const float* up, int64_t n);  // gate = silu(gate) * up
   void (*add)(float* out, const float* x, int64_t n);

@@ -49,17 +49,24 @@ constexpr int kActivationGroup = 32;  // inputs of a token that share an int8 sc
 
 static inline int64_t pad_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// Activations of a block of tokens. Float rows for float layouts; int8 rows with scales and sums for integer layouts.
+// 64 inputs of one token as int8, with everything a product needs of them: two cache lines, so that a micro-kernel
+// reaches all its tokens from one pointer at constant distances.
+struct alignas(64) ActivationUnit {
+  int8_t q[kUnit];
+  float scale[2];     // of each 32 inputs
+  float mass32[2];    // scale * sum of q over 32 inputs: what a group's minimum is multiplied with
+  int32_t sum32[2];   // sum of q over 32 inputs
+  float mass16[4];    // the same over 16 inputs
+  int32_t sum16[4];
+};
+static_assert(sizeof(ActivationUnit) == 128);
+
+// Activations of a block of tokens: float rows for float layouts; for integer layouts units, [unit][token].
 struct Activations {
   const float* x = nullptr;  // [tokens][stride]
   int64_t stride = 0;
-  const int8_t* q = nullptr;       // [tokens][padded_cols]
-  const float* scale = nullptr;    // [tokens][padded_cols / 32]
-  const int32_t* sum16 = nullptr;  // [tokens][padded_cols / 16]: sum of q over 16 inputs
-  const int32_t* sum32 = nullptr;  // [tokens][padded_cols / 32]
-  const float* mass16 = nullptr;   // sum16 * scale, what a minimum is multiplied with
-  const float* mass32 = nullptr;
-  int64_t padded_cols = 0;
+  const ActivationUnit* units = nullptr;  // unit u of token t is units[u * unit_stride + t]
+  int64_t unit_stride = 0;
 };
 
 }  // namespace herder

@@ -13,9 +13,7 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
-// Up to this many tokens a product waits for memory more than for arithmetic and asks for its weights ahead of time.
-constexpr int kStreamingTokens = 6;
-constexpr size_t kPrefetchAhead = 4096;
+constexpr size_t kPrefetchAhead = 4096;  // bytes
 
 HD_INLINE void store_lanes(const Matrix& w, int64_t panel, F value, Store store, float* out) {
   if (w.row_scale) value = f_mul(value, f_load(w.row_scale + panel * kLanes));
@@ -39,28 +37,25 @@ struct PanelKernel {
     return dot4_byte(acc, w, a);
   }
 
-  // T tokens x P panels, `step` panels apart.
-  template <int T, int P>
+  // T tokens x P panels, `step` panels apart. Stream: the weights come from memory, ask for them ahead of time.
+  template <int T, int P, bool Stream>
   static HD_INLINE void run(const Matrix& w, const Activations& a, int64_t token, int64_t panel, int64_t step,
                             F (&total)[P][T]) {
-    const int64_t padded = a.padded_cols, sum_stride = padded / G, scale_stride = padded / kActivationGroup;
     const uint8_t* stream[P];
     for (int p = 0; p < P; ++p) stream[p] = w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes;
-    const int8_t* q = a.q + token * padded;
-    const int32_t* sums = (G == 16 ? a.sum16 : a.sum32) + token * sum_stride;
-    const float* masses = (G == 16 ? a.mass16 : a.mass32) + token * sum_stride;
-    const float* scales = a.scale + token * scale_stride;
     const int32_t offset = kByteBiasOf() - w.zero;
+    const ActivationUnit* u = a.units + token;
     B table;
     if constexpr (L == Layout::kNibbleTable) table = load_table(w);
-    for (int64_t unit = 0; unit < padded / kUnit; ++unit) {
+    for (int64_t unit = w.padded_cols / kUnit; unit > 0; --unit, u += a.unit_stride) {
       for (int g = 0; g < kGroups; ++g) {
         for (int p = 0; p < P; ++p) {
           const uint8_t* s = stream[p];
           const F scale = f_load_f16(reinterpret_cast<const uint16_t*>(s) + g * kLanes);
           const uint8_t* codes = s + kCodeOffset + static_cast<size_t>(g) * kGroupCodeBytes;
           I acc[T];
-          for (int t = 0; t < T; ++t) acc[t] = i_set1(offset * sums[t * sum_stride]);
+          for (int t = 0; t < T; ++t)
+            acc[t] = offset == 0 ? i_set1(0) : i_scaled(G == 16 ? &u[t].sum16[g] : &u[t].sum32[g], offset);
           if constexpr (kNibbles) {
             for (int i = 0; i < kQuads / 2; ++i) {
               const B raw = b_load(codes + 64 * i);
@@ -69,31 +64,27 @@ struct PanelKernel {
                 low = b_lookup(table, low);
                 high = b_lookup(table, high);
               }
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], low, q + t * padded + 4 * i);
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], high, q + t * padded + 4 * (i + kQuads / 2));
+              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], low, u[t].q + g * G + 4 * i);
+              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], high, u[t].q + g * G + 4 * (i + kQuads / 2));
             }
           } else {
             for (int i = 0; i < kQuads; ++i) {
               const B raw = b_code8(b_load(codes + 64 * i));
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], raw, q + t * padded + 4 * i);
+              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], raw, u[t].q + g * G + 4 * i);
             }
           }
-          const float* as = scales + g * G / kActivationGroup;
+          constexpr int kPerScale = kActivationGroup / G;
           for (int t = 0; t < T; ++t)
-            total[p][t] = f_fma(f_mul(f_from_i(acc[t]), f_set1(as[t * scale_stride])), scale, total[p][t]);
+            total[p][t] = f_fma(f_mul(f_from_i(acc[t]), f_set1(u[t].scale[g / kPerScale])), scale, total[p][t]);
           if constexpr (Min) {
             const F minimum = f_load_f16(reinterpret_cast<const uint16_t*>(s + kScaleBytes) + g * kLanes);
-            const float* m = masses + g;
-            for (int t = 0; t < T; ++t) total[p][t] = f_fma(f_set1(m[t * sum_stride]), minimum, total[p][t]);
+            for (int t = 0; t < T; ++t)
+              total[p][t] = f_fma(f_set1(G == 16 ? u[t].mass16[g] : u[t].mass32[g]), minimum, total[p][t]);
           }
         }
-        q += G;
-        ++sums;
       }
-      scales += kUnit / kActivationGroup;
-      masses += kGroups;
       for (int p = 0; p < P; ++p) {
-        if constexpr (T <= kStreamingTokens)
+        if constexpr (Stream)
           for (size_t line = 0; line < kUnitBytes; line += 64) prefetch(stream[p] + kPrefetchAhead + line);
         stream[p] += kUnitBytes;
       }
@@ -108,13 +99,13 @@ struct PanelKernel {
     return b_table(biased);
   }
 
-  template <int T, int P>
+  template <int T, int P, bool Stream>
   static __attribute__((noinline)) void tile(const Matrix& w, const Activations& a, int64_t token, int64_t panel,
                                              int64_t step, Store store, float* out, int64_t out_stride) {
     F total[P][T];
     for (int p = 0; p < P; ++p)
       for (int t = 0; t < T; ++t) total[p][t] = f_zero();
-    run<T, P>(w, a, token, panel, step, total);
+    run<T, P, Stream>(w, a, token, panel, step, total);
     for (int p = 0; p < P; ++p) {
       const int64_t at = panel + p * step;
       for (int t = 0; t < T; ++t)
@@ -129,16 +120,19 @@ struct PanelKernel {
                   float* out, int64_t stride) {
     constexpr int P = kTileRegisters / T < 1 ? 1 : kTileRegisters / T > 4 ? 4 : kTileRegisters / T;
     const int64_t step = (end - begin) / P;
-    for (int64_t p = begin; p < begin + step; ++p) tile<T, P>(w, a, token, p, step, store, out, stride);
+    for (int64_t p = begin; p < begin + step; ++p) tile<T, P, true>(w, a, token, p, step, store, out, stride);
     if constexpr (P > 1)
-      for (int64_t p = begin + P * step; p < end; ++p) tile<T, 1>(w, a, token, p, 1, store, out, stride);
+      for (int64_t p = begin + P * step; p < end; ++p) tile<T, 1, true>(w, a, token, p, 1, store, out, stride);
   }
 
-  // The largest tile that fits what is left, then the next: `tokens` tokens from `token` on.
+  // The largest tile that fits what is left, then the next: `tokens` tokens from `token` on. The first tile brings the
+  // panel into the cache.
   template <int T>
   static HD_INLINE void tiles(const Matrix& w, const Activations& a, int64_t token, int64_t tokens, int64_t panel,
                               Store store, float* out, int64_t stride) {
-    for (; tokens >= T; token += T, tokens -= T) tile<T, 1>(w, a, token, panel, 1, store, out, stride);
+    for (; tokens >= T; token += T, tokens -= T)
+      token == 0 ? tile<T, 1, true>(w, a, token, panel, 1, store, out, stride)
+                 : tile<T, 1, false>(w, a, token, panel, 1, store, out, stride);
     if constexpr (T > 1) tiles<(T > 8 ? 8 : T > 6 ? 6 : T > 4 ? 4 : T - 1)>(w, a, token, tokens, panel, store, out, stride);
   }
 

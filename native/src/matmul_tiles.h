@@ -82,16 +82,15 @@ HD_INLINE void unpack_panel(const Matrix& w, int64_t panel, const PanelBuffer& o
   }
 }
 
-// Products of two neighbouring groups, g and g + 1, into part and part + 1.
+// Products of groups g and g + 1 of a unit, into part and part + 1.
 template <int G>
-HD_INLINE void tile_pair(const int8_t* q, int64_t padded, const uint8_t* codes, int64_t g,
-                         int32_t (*part)[kTileTokens * kLanes]) {
+HD_INLINE void tile_pair(const ActivationUnit* u, const uint8_t* codes, int g, int32_t (*part)[kTileTokens * kLanes]) {
   codes += static_cast<size_t>(g) * G * 16;
-  _tile_loadd(4, q + g * G, padded);
+  _tile_loadd(4, u->q + g * G, sizeof(ActivationUnit));
   _tile_loadd(5, codes, 64);
   _tile_zero(0);
   _tile_dpbssd(0, 4, 5);
-  _tile_loadd(6, q + (g + 1) * G, padded);
+  _tile_loadd(6, u->q + (g + 1) * G, sizeof(ActivationUnit));
   _tile_loadd(7, codes + G * 16, 64);
   _tile_zero(1);
   _tile_dpbssd(1, 6, 7);
@@ -102,29 +101,41 @@ HD_INLINE void tile_pair(const int8_t* q, int64_t padded, const uint8_t* codes, 
 template <int G, bool Min>
 HD_INLINE void tile_block(const Matrix& w, const Activations& a, const PanelBuffer& b, int64_t token, int64_t tokens,
                           int64_t panel, Store store, float* out, int64_t out_stride) {
-  const int64_t padded = a.padded_cols, groups = padded / G, scale_stride = padded / kActivationGroup;
-  const int8_t* q = a.q + token * padded;
-  const float* masses = (G == 16 ? a.mass16 : a.mass32) + token * groups;
-  const float* scales = a.scale + token * scale_stride;
+  constexpr int kGroups = kUnit / G, kPerScale = kActivationGroup / G;
+  const int64_t units = w.padded_cols / kUnit;
+  const ActivationUnit* u = a.units + token;
+  const uint8_t* codes = b.codes;
+  const float *scales = b.scales, *minima = b.minima;
   alignas(64) int32_t part[4][kTileTokens * kLanes];
   F total[kTileTokens];
   for (int t = 0; t < kTileTokens; ++t) total[t] = f_zero();
-  // The tiles work one pair of groups ahead of the vector units. padded is a multiple of 64: whole pairs.
-  tile_pair<G>(q, padded, b.codes, 0, part);
-  for (int64_t g = 0; g < groups; g += 2) {
-    if (g + 2 < groups) tile_pair<G>(q, padded, b.codes, g + 2, part + ((g + 2) & 2));
-    for (int j = 0; j < 2; ++j) {
-      const F scale = f_load(b.scales + (g + j) * kLanes);
-      const float* as = scales + (g + j) * G / kActivationGroup;
-      const int32_t* p = part[(g & 2) + j];
-      for (int t = 0; t < kTileTokens; ++t)
-        total[t] = f_fma(f_mul(f_from_i(i_load(p + t * kLanes)), f_set1(as[t * scale_stride])), scale, total[t]);
-      if constexpr (Min) {
-        const F minimum = f_load(b.minima + (g + j) * kLanes);
-        for (int t = 0; t < kTileTokens; ++t)
-          total[t] = f_fma(f_set1(masses[t * groups + g + j]), minimum, total[t]);
+  // The tiles work one pair of groups ahead of the vector units.
+  tile_pair<G>(u, codes, 0, part);
+  int slot = 0;
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const ActivationUnit* next = u + a.unit_stride;
+    for (int pair = 0; pair < kGroups; pair += 2) {
+      if (pair + 2 < kGroups) {
+        tile_pair<G>(u, codes, pair + 2, part + (slot ^ 2));
+      } else if (unit + 1 < units) {
+        tile_pair<G>(next, codes + kUnit * kLanes, 0, part + (slot ^ 2));
       }
+      for (int g = pair; g < pair + 2; ++g, scales += kLanes) {
+        const F scale = f_load(scales);
+        const int32_t* p = part[slot + g - pair];
+        for (int t = 0; t < kTileTokens; ++t)
+          total[t] = f_fma(f_mul(f_from_i(i_load(p + t * kLanes)), f_set1(u[t].scale[g / kPerScale])), scale, total[t]);
+        if constexpr (Min) {
+          const F minimum = f_load(minima);
+          minima += kLanes;
+          for (int t = 0; t < kTileTokens; ++t)
+            total[t] = f_fma(f_set1(G == 16 ? u[t].mass16[g] : u[t].mass32[g]), minimum, total[t]);
+        }
+      }
+      slot ^= 2;
     }
+    codes += kUnit * kLanes;
+    u = next;
   }
   if (tokens == kTileTokens) {
     for (int t = 0; t < kTileTokens; ++t) store_lanes(w, panel, total[t], store, out + (token + t) * out_stride + panel * kLanes);

@@ -98,35 +98,16 @@ void FloatBuffer::reserve(int64_t tokens, int64_t width) {
 }
 
 void QuantizedBuffer::reserve(int64_t tokens, int64_t cols) {
-  padded = pad_to(cols, kUnit);
-  const auto n = static_cast<size_t>(pad_to(tokens, kTokenPad)), width = static_cast<size_t>(padded);
-  const size_t scales = width / kActivationGroup * sizeof(float);
-  const size_t sums = (width / 16 + width / 32) * (sizeof(int32_t) + sizeof(float));
-  const size_t need = n * (width + scales + sums) + 6 * kAlign;
-  if (memory.size() < need) memory.assign(need, 0);
-  q = align<int8_t>(memory.data());
-  scale = align<float>(q + n * width);
-  sum16 = align<int32_t>(scale + n * width / kActivationGroup);
-  sum32 = align<int32_t>(sum16 + n * width / 16);
-  mass16 = align<float>(sum32 + n * width / 32);
-  mass32 = align<float>(mass16 + n * width / 16);
+  unit_stride = tokens <= 8 ? tokens : pad_to(tokens, kTokenPad);  // tiles read whole rows of 16, and only for many tokens
+  const auto need = static_cast<size_t>(unit_stride * (pad_to(cols, kUnit) / kUnit));
+  if (units.size() < need) units.resize(need);
 }
 
 Activations QuantizedBuffer::view() const {
   Activations a;
-  a.q = q;
-  a.scale = scale;
-  a.sum16 = sum16;
-  a.sum32 = sum32;
-  a.mass16 = mass16;
-  a.mass32 = mass32;
-  a.padded_cols = padded;
+  a.units = units.data();
+  a.unit_stride = unit_stride;
   return a;
-}
-
-QuantizedRow QuantizedBuffer::row(int64_t token) const {
-  return {q + token * padded, scale + token * (padded / kActivationGroup), sum16 + token * (padded / 16),
-          sum32 + token * (padded / 32), mass16 + token * (padded / 16), mass32 + token * (padded / 32)};
 }
 
 hd_status create_model(const hd_config& c, const Kernels* kernels, hd_model** out, hd_error* err) {

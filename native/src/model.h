@@ -33,19 +33,15 @@ struct Config {
   int64_t kv_dim() const { return int64_t{n_kv_heads} * head_dim; }
 };
 
-// int8 rows, their scales and sums; grown to the largest batch seen.
+// Quantized activations of a batch; grown to the largest seen.
 struct QuantizedBuffer {
-  std::vector<uint8_t> memory;
-  int8_t* q = nullptr;
-  float* scale = nullptr;
-  int32_t *sum16 = nullptr, *sum32 = nullptr;
-  float *mass16 = nullptr, *mass32 = nullptr;
-  int64_t padded = 0;
+  std::vector<ActivationUnit> units;  // [unit][token]
+  int64_t unit_stride = 0;
 
   void reserve(int64_t tokens, int64_t cols);
-  QuantizedRow row(int64_t token) const;
+  ActivationUnit* token(int64_t t) { return units.data() + t; }
   Activations view() const;
-  size_t bytes() const { return memory.size(); }
+  size_t bytes() const { return units.size() * sizeof(ActivationUnit); }
 };
 
 // Float rows, 64-byte aligned.

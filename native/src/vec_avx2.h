@@ -76,6 +76,7 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
 }
 
 HD_INLINE I i_set1(int32_t x) { HD_BOTH(I, _mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+HD_INLINE I i_scaled(const int32_t* p, int32_t factor) { return i_set1(*p * factor); }
 HD_INLINE I i_load(const int32_t* p) {
   HD_BOTH(I, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8)));

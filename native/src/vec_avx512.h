@@ -59,6 +59,7 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
 }
 
 HD_INLINE I i_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
+HD_INLINE I i_scaled(const int32_t* p, int32_t factor) { return {_mm512_mullo_epi32(_mm512_set1_epi32(*p), _mm512_set1_epi32(factor))}; }
 HD_INLINE I i_load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 HD_INLINE void i_store_s8(int8_t* p, I a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));

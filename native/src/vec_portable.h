@@ -62,6 +62,7 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
 }
 
 HD_INLINE I i_set1(int32_t x) { HD_LANES(I, x); }
+HD_INLINE I i_scaled(const int32_t* p, int32_t factor) { return i_set1(*p * factor); }
 HD_INLINE I i_load(const int32_t* p) { HD_LANES(I, p[i]); }
 HD_INLINE void i_store_s8(int8_t* p, I a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);
