@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Protocol
 from herder.cli import slash
 from herder.cli.command import TEXT, Command, Option, Parsed
 from herder.cli.conversation import Conversation, load, saved_path
-from herder.cli.generation import LIMITS, LOADING, SAMPLING, SYSTEM, TEMPLATE, loaded, read_template, sampling_options
+from herder.cli.generation import (
+    LIMITS,
+    LOADING,
+    SAMPLING,
+    SPECULATE,
+    SYSTEM,
+    TEMPLATE,
+    loaded,
+    read_template,
+    sampling_options,
+)
 from herder.cli.pull import MODEL_ARGUMENT
 from herder.cli.reader import LineReader, Reader, TerminalReader
 from herder.cli.session import Session
@@ -144,6 +154,7 @@ COMMANDS = {
             *LIMITS,
             *SAMPLING,
             TEMPLATE,
+            SPECULATE,
             *LOADING,
         ),
         details="""

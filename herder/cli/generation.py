@@ -37,6 +37,7 @@ LOADING = (
     ),
     OFFLINE,
 )
+SPECULATE = Option("--speculate", INTEGER, "Guess up to N tokens ahead from the text; changes speed, never the answer")
 SYSTEM = Option("--system", TEXT, "The system message")
 TEMPLATE = Option("--template", FILE, "A Jinja chat template to use instead of the model's own")
 
@@ -72,6 +73,7 @@ def loaded(model: str, parsed: Parsed, *, template: str | None = None) -> Iterat
             threads=parsed.threads or 0,
             dtype=parsed.dtype,
             template=template,
+            speculate=getattr(parsed, "speculate", None) or 0,
             offline=parsed.offline,
             progress=progress,
         )

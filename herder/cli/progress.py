@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 
-_AFTER = 0.5  # seconds before anything is shown: what is over by then needs no bar
-_EVERY = 10.0  # seconds between two lines where there is no terminal
+# Seconds before anything is shown, on a terminal and elsewhere: what is over by then needs no word.
+_BAR_AFTER, _LINE_AFTER = 0.5, 3.0
+_LINE_EVERY = 10.0
 
 
 class Transfer:
@@ -32,11 +33,10 @@ class Transfer:
     def __call__(self, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         self._first = self._first if self._first is not None else now
-        if now - self._first < _AFTER:
-            return
         if sys.stderr.isatty():
-            self._bar(what, done, total)
-        elif what != self._what or now - self._said > _EVERY:
+            if now - self._first > _BAR_AFTER:
+                self._bar(what, done, total)
+        elif now - self._first > _LINE_AFTER and (what != self._what or now - self._said > _LINE_EVERY):
             self._what, self._said = what, now
             amount = f": {bytes_text(done)} of {bytes_text(total)}" if total and done else ""
             amount = amount or (f": {bytes_text(total)}" if total else "")

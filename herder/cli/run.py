@@ -7,7 +7,17 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from herder.cli.command import INTEGER, TEXT, Argument, Command, Option, Parsed
-from herder.cli.generation import LIMITS, LOADING, SAMPLING, SYSTEM, TEMPLATE, loaded, read_template, sampling_options
+from herder.cli.generation import (
+    LIMITS,
+    LOADING,
+    SAMPLING,
+    SPECULATE,
+    SYSTEM,
+    TEMPLATE,
+    loaded,
+    read_template,
+    sampling_options,
+)
 from herder.cli.pull import JSON, MODEL_ARGUMENT
 from herder.cli.terminal import harmless, note, print_json, read_standard_input
 from herder.core.errors import UsageError
@@ -159,6 +169,7 @@ COMMANDS = {
             JSON,
             Option("--stats", None, "Print tokens and speed on standard error"),
             TEMPLATE,
+            SPECULATE,
             *LOADING,
         ),
         details="""

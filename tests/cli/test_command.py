@@ -139,6 +139,12 @@ def test_every_verb_is_there_and_explained(run: Run) -> None:
             assert option.usage in result.out and option.help and not option.help.endswith(".")
 
 
+def test_no_command_has_an_option_twice() -> None:
+    for found in commands().values():
+        names = [option.name for option in found.options] + [argument.name for argument in found.arguments]
+        assert len(set(names)) == len(names), found.name
+
+
 def test_no_verb_of_that_name(run: Run) -> None:
     assert run("rnu") == (2, "", "herder: there is no command 'rnu': did you mean run? (`herder --help` lists them)\n")
     assert "did you mean `herder run smollm2`?" in run("smollm2").err

@@ -101,6 +101,7 @@ def test_every_option_reaches_the_model(run: Run, llm: FakeLLM) -> None:
         "100",
         "--threads",
         "2",
+        "--speculate=4",
     ]
     result = run("run", "fake", *words, "--dtype=float32", "--offline", *more, "hi")
     assert result.code == 0
@@ -108,12 +109,13 @@ def test_every_option_reaches_the_model(run: Run, llm: FakeLLM) -> None:
     assert llm.asked[0][0][0] == {"role": "system", "content": "Be brief."}
     name, loading = llm.loads[0]  # type: ignore[attr-defined]
     assert name == "fake"
-    assert {key: loading[key] for key in ("context", "threads", "dtype", "offline", "template")} == {
+    assert {key: loading[key] for key in ("context", "threads", "dtype", "offline", "template", "speculate")} == {
         "context": 100,
         "threads": 2,
         "dtype": "float32",
         "offline": True,
         "template": None,
+        "speculate": 4,
     }
 
 
