@@ -10,6 +10,7 @@ from herder.cli.command import COUNT, FILE, INTEGER, NUMBER, TEXT, Option, Parse
 from herder.cli.pull import OFFLINE
 
 if TYPE_CHECKING:
+    from herder.completion import CompletionStream
     from herder.llm import LLM
 
 # Named as in core.request.Sampling; a default of None leaves the choice to the model (chat) or to Sampling (--raw).
@@ -79,3 +80,17 @@ def loaded(model: str, parsed: Parsed, *, template: str | None = None) -> Iterat
         )
     with llm:
         yield llm
+
+
+def start_chat(llm: LLM, model: str, messages: list[dict[str, str]], options: dict[str, Any]) -> CompletionStream:
+    """Starts an answer. A base model is refused with the options that help on the command line."""
+    from herder.core.errors import UnsupportedModel
+
+    try:
+        return llm.chat(messages, stream=True, **options)
+    except UnsupportedModel as error:
+        if llm.chat_format is not None:
+            raise
+        raise UnsupportedModel(
+            f"{model} has no chat format: `herder run --raw` continues a text, --template FILE gives the model a format"
+        ) from error

@@ -17,6 +17,7 @@ from herder.cli.generation import (
     loaded,
     read_template,
     sampling_options,
+    start_chat,
 )
 from herder.cli.pull import JSON, MODEL_ARGUMENT
 from herder.cli.terminal import harmless, note, print_json, read_standard_input
@@ -84,7 +85,7 @@ def _start(llm: LLM, parsed: Parsed, prompt: str, options: dict[str, Any]) -> Co
     if parsed.raw:
         return llm.generate(prompt, stream=True, **options)
     messages = [{"role": "system", "content": parsed.system}] if parsed.system is not None else []
-    return llm.chat([*messages, {"role": "user", "content": prompt}], stream=True, **options)
+    return start_chat(llm, parsed.model, [*messages, {"role": "user", "content": prompt}], options)
 
 
 def _print(stream: CompletionStream) -> None:

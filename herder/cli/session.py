@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from herder.cli.conversation import Conversation
+from herder.cli.generation import start_chat
 from herder.core.errors import UsageError
 from herder.core.sizes import count_text
 
@@ -53,8 +54,8 @@ class Session:
     def ask(self, text: str) -> CompletionStream:
         """Starts the answer to text. The conversation changes only with keep()."""
         messages = [*self.conversation.prompt(), {"role": "user", "content": text}]
-        options = dict(self.conversation.settings)
-        return self.llm.chat(messages, stream=True, stop=self._stop, **options)
+        options = dict(self.conversation.settings) | {"stop": self._stop}
+        return start_chat(self.llm, self.conversation.model, messages, options)
 
     def keep(self, text: str, completion: Completion) -> None:
         """Adds a turn to the conversation."""

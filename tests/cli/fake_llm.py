@@ -9,7 +9,7 @@ from typing import Any
 
 from herder.completion import Completion
 from herder.core.config import ModelConfig
-from herder.core.errors import ContextOverflow
+from herder.core.errors import ContextOverflow, UnsupportedModel
 from herder.core.request import FinishReason, Sampling, Timings, TokenLogprob, Usage
 from herder.weights.shapes import shape_config
 
@@ -74,6 +74,7 @@ class FakeLLM:
         self.tokenizer = FakeTokenizer()
         self.config: ModelConfig = shape_config("smollm2-135m")
         self.context = 200
+        self.chat_format: object = "fake"
         self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.interrupt_after: int | None = None
         self.closed = False
@@ -86,6 +87,8 @@ class FakeLLM:
 
     def chat(self, messages: list[dict[str, str]], *, stream: bool, **options: Any) -> FakeStream:
         assert stream
+        if self.chat_format is None:
+            raise UnsupportedModel("no chat format")
         return self._start(messages, messages[-1]["content"], options)
 
     def generate(self, prompt: str, *, stream: bool, **options: Any) -> FakeStream:

@@ -214,6 +214,15 @@ def test_a_prompt_that_is_too_long(run: Run, llm: FakeLLM) -> None:
     assert (result.code, result.err) == (5, "herder: the prompt has 300 tokens\n")
 
 
+def test_a_model_without_a_chat_format(run: Run, llm: FakeLLM) -> None:
+    llm.chat_format = None
+    for verb in (("run", "fake", "hi"), ("chat", "fake")):
+        result = run(*verb, stdin="hi\n")
+        assert result.code == 4
+        assert "fake has no chat format: `herder run --raw` continues a text, --template FILE gives" in result.err
+    assert run("run", "fake", "--raw", "hi").code == 0
+
+
 def test_ctrl_c_ends_with_130(run: Run, llm: FakeLLM) -> None:
     llm.interrupt_after = 1
     result = run("run", "fake", "hello there")
