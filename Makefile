@@ -29,7 +29,7 @@ PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 
 # make hello      the default model answers: make hello QUESTION="What is a herd?"
 hello: .venv/installed
-	@.venv/bin/herder run $(MODEL) "$(QUESTION)"
+	@.venv/bin/herder run $(MODEL) "$(QUESTION)" --stats
 
 # The tests -----------------------------------------------------------------------------------------------------------
 VENV := .venv-test
