@@ -63,6 +63,7 @@ class ChatMLFormat:
         *,
         tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
+        learn: bool = False,
         **options: Any,
     ) -> Prompt:
         """Takes no options and no tools."""

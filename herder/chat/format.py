@@ -114,11 +114,13 @@ class ChatFormat(Protocol):
         *,
         tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
+        learn: bool = False,
         **options: Any,
     ) -> Prompt:
         """The prompt of a conversation; with add_generation_prompt, up to where the assistant begins to speak.
 
-        tools: functions the assistant may call. options: the format's own; one it does not know is refused.
+        tools: functions the assistant may call. learn: mark what the assistant wrote, for encode_with_mask (formats
+        that know it anyway always do). options: the format's own; one it does not know is refused.
         Raises UsageError for messages, tools or options it cannot express, TemplateError for a broken template.
         """
         ...

@@ -62,6 +62,7 @@ class Llama3Format:
         *,
         tools: Sequence[Tool] | None = None,
         add_generation_prompt: bool = True,
+        learn: bool = False,
         **options: Any,
     ) -> Prompt:
         """Options: date, such as "26 Jul 2024": the system message names it, after the cutting knowledge date.

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 from jinja2.utils import Namespace
 
-BASE_BUDGET = 400_000  # about half a second of the worst there is
+BASE_BUDGET = 250_000  # well under a second of the worst there is
 BASE_TEXT = 1 << 20  # characters in one string
 BASE_ITEMS = 100_000  # what one list or object may weigh: its items, and theirs, and a sixteenth of their characters
 MAX_INT_BITS = 256

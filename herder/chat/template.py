@@ -65,8 +65,8 @@ class JinjaFormat:
     ) -> Prompt:
         """Options: whatever variables the template reads.
 
-        learn: find out what the assistant said, for a loss mask, even if the template does not mark it with
-        {% generation %}: by rendering the conversation up to each answer. TemplateError when that does not tell.
+        learn: where the template does not mark what the assistant said with {% generation %}, find it out by rendering
+        the conversation up to each answer. TemplateError when that does not tell.
         """
         template = self._tool_template if tools else self._template
         if tools and "tools" not in template.variables and "custom_tools" not in template.variables:
