@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections.abc import Sequence
 
 from herder.cli import verbs
-from herder.core.errors import HerderError
+from herder.core.errors import HerderError, StorageError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -20,8 +21,12 @@ def main(words: Sequence[str] | None = None) -> int:
     end = arguments.index("--") if "--" in arguments else len(arguments)
     debug = "--debug" in arguments[:end]
     arguments = [word for word in arguments[:end] if word != "--debug"] + arguments[end:]
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
-        sys.stdout.reconfigure(errors="replace")  # a model may write what this terminal cannot show
+    if sys.stdout is None:  # started with standard output closed
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name may be no UTF-8, and a model may write what this terminal cannot show: neither is an error.
+        utf8 = sys.stdout.encoding.lower().replace("-", "") == "utf8"
+        sys.stdout.reconfigure(errors="surrogateescape" if utf8 else "replace")
     try:
         code = _run(arguments)
         sys.stdout.flush()
@@ -39,6 +44,13 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_output()
         return BROKEN_PIPE
+    except OSError as error:  # a full disk under standard output, a directory that may not be read, ...
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"herder: {where}{error.strerror or error}", file=sys.stderr)
+        _forget_output()
+        return StorageError.exit_code
 
 
 def command(word: str) -> object:
@@ -79,9 +91,8 @@ def _run(arguments: list[str]) -> int:
 def _forget_output() -> None:
     """Keeps the interpreter from complaining, at exit, that standard output is gone."""
     import contextlib
-    import os
 
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

@@ -72,6 +72,8 @@ def _piped(prompt: str | None) -> bool:
     import os
     import stat
 
+    if sys.stdin is None:  # started with standard input closed
+        return False
     if prompt is None:
         return not sys.stdin.isatty()
     try:

@@ -200,3 +200,33 @@ def test_an_answer_needs_nothing_that_draws_or_downloads(tiny: str) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("redirections", "code", "error"),
+    [
+        ("<&-", 0, ""),
+        ("</dev/null >&-", 0, ""),
+        ("</dev/null >/dev/full", 7, "herder: No space left on device\n"),
+    ],
+)
+def test_standard_streams_that_are_closed_or_full(tiny: str, redirections: str, code: int, error: str) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("only Linux has /dev/full: run the tests there")
+    script = f"'{sys.executable}' -m herder.cli run '{tiny}' --max-tokens 3 hi {redirections}"
+    done = subprocess.run(["sh", "-c", script], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (code, error)
+
+
+def test_a_file_whose_name_is_no_text(tiny: str, tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff.gguf"
+    os.link(tiny, path)
+    done = subprocess.run(
+        [sys.executable, "-m", "herder.cli", "pull", path], cwd=ROOT, capture_output=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (0, path + b"\n")
+
+
+def test_a_terminal_that_cannot_show_everything(tiny: str) -> None:
+    done = program("tokenize", tiny, stdin=" h\u00e9", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0 and "?" in done.stdout
