@@ -82,10 +82,12 @@ void hd_model_tap(hd_model* model, hd_tap tap, void* context) {
 
 hd_status hd_measure(int32_t threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,
                      double* f32_flops, hd_error* err) {
-  if (threads < 0 || threads > 1024) return fail(err, HD_ERR_ARGUMENT, "threads is %d: must be between 0 and 1024", threads);
+  if (threads < 0 || threads > 1024)
+    return fail(err, HD_ERR_ARGUMENT, "threads is %d: must be between 0 and 1024", threads);
   if (threads == 0) threads = herder::usable_cores();
   return guarded(err, [&] {
-    return herder::measure(*herder::select_kernels(nullptr), threads, bytes, seconds, bandwidth, int8_ops, f32_flops, err);
+    return herder::measure(*herder::select_kernels(nullptr), threads, bytes, seconds, bandwidth, int8_ops, f32_flops,
+                           err);
   });
 }
 

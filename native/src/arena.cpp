@@ -21,7 +21,8 @@ uint8_t* Arena::allocate(size_t bytes) {
   bytes = (bytes + 63) & ~size_t{63};
   if (bytes > left_) {
     const size_t room = bytes > kBlock ? (bytes + kHugePage - 1) & ~(kHugePage - 1) : kBlock;
-    void* base = mmap(nullptr, room + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* base =
+        mmap(nullptr, room + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (base == MAP_FAILED) throw std::bad_alloc();
     mappings_.push_back({base, room + kHugePage});
     const auto address = (reinterpret_cast<uintptr_t>(base) + kHugePage - 1) & ~(uintptr_t{kHugePage} - 1);

@@ -1,7 +1,7 @@
 // Attention over paged keys and values, one fixed order for prefill and decode alike.
 //
-// K of a (page, head) is stored transposed, [head_dim][32 tokens], so lanes are keys; V is [32 tokens][head_dim], so lanes
-// are output dimensions. Online softmax (Milakov and Gimelshein 2018) runs page by page into a partial result of
+// K of a (page, head) is stored transposed, [head_dim][32 tokens], so lanes are keys; V is [32 tokens][head_dim], so
+// lanes are output dimensions. Online softmax (Milakov and Gimelshein 2018) runs page by page into a partial result of
 // kSplitPages pages; partial results merge in order. A query row's bits depend on its own q and its keys only: not on
 // which rows share the tile, not on how the prompt was chunked, not on the thread that ran it.
 #pragma once
@@ -72,7 +72,8 @@ HD_INLINE void page_values(const float* weights, const uint8_t* v, int32_t head_
       for (int32_t t = 0; t < tokens; ++t)
         for (int i = 0; i < 8; ++i) {
           const int64_t at = static_cast<int64_t>(t) * head_dim + d + i;
-          const float x = Half ? f16_to_f32(reinterpret_cast<const uint16_t*>(v)[at]) : reinterpret_cast<const float*>(v)[at];
+          const float x =
+              Half ? f16_to_f32(reinterpret_cast<const uint16_t*>(v)[at]) : reinterpret_cast<const float*>(v)[at];
           out[r * head_dim + d + i] = __builtin_fmaf(weights[r * kPage + t], x, out[r * head_dim + d + i]);
         }
   }
@@ -128,7 +129,8 @@ void attention_tile(const AttentionRow* rows, const KvView& kv, float* scratch) 
       l[r] = 0;
     }
     std::memset(partial, 0, sizeof(float) * static_cast<size_t>(R) * static_cast<size_t>(hd));
-    const int32_t end = split * kSplitPages + kSplitPages - 1 < last_page ? split * kSplitPages + kSplitPages - 1 : last_page;
+    const int32_t end =
+        split * kSplitPages + kSplitPages - 1 < last_page ? split * kSplitPages + kSplitPages - 1 : last_page;
     for (int32_t page = split * kSplitPages; page <= end; ++page) {
       const int32_t base = page * kPage;
       if (base + kPage <= first) continue;
@@ -138,7 +140,8 @@ void attention_tile(const AttentionRow* rows, const KvView& kv, float* scratch) 
       for (int r = 0; r < R; ++r) {
         const int32_t visible = rows[r].position + 1 - base;  // keys of this page the row may see
         float* s = scores + r * kPage;
-        F s0 = f_keep_below(f_load(s), 0, visible, minus), s1 = f_keep_below(f_load(s + kLanes), kLanes, visible, minus);
+        F s0 = f_keep_below(f_load(s), 0, visible, minus),
+          s1 = f_keep_below(f_load(s + kLanes), kLanes, visible, minus);
         if (rows[r].first > base) {  // sliding window: hide the keys below it
           s0 = f_keep_below(minus, 0, rows[r].first - base, s0);
           s1 = f_keep_below(minus, kLanes, rows[r].first - base, s1);

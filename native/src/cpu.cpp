@@ -78,9 +78,9 @@ const X86& x86() {
 
 std::vector<Feature> features() {
   const X86& x = x86();
-  return {{"avx2", x.avx2}, {"fma", x.fma}, {"f16c", x.f16c}, {"bmi2", x.bmi2}, {"avx_vnni", x.avxvnni},
-          {"avx512", x.avx512}, {"avx512_vnni", x.vnni}, {"avx512_vbmi", x.vbmi}, {"avx512_bf16", x.bf16},
-          {"amx_int8", x.amx_int8}, {"amx_bf16", x.amx_bf16}};
+  return {{"avx2", x.avx2},        {"fma", x.fma},           {"f16c", x.f16c},        {"bmi2", x.bmi2},
+          {"avx_vnni", x.avxvnni}, {"avx512", x.avx512},     {"avx512_vnni", x.vnni}, {"avx512_vbmi", x.vbmi},
+          {"avx512_bf16", x.bf16}, {"amx_int8", x.amx_int8}, {"amx_bf16", x.amx_bf16}};
 }
 
 constexpr const char* kArch = "x86_64";
@@ -90,7 +90,9 @@ constexpr const char* kArch = "x86_64";
 std::vector<Feature> features() {
 #if defined(__linux__)
   const unsigned long a = getauxval(AT_HWCAP), b = getauxval(AT_HWCAP2);
-  return {{"dotprod", (a >> 20 & 1) != 0}, {"fp16", (a >> 10 & 1) != 0}, {"i8mm", (b >> 13 & 1) != 0},
+  return {{"dotprod", (a >> 20 & 1) != 0},
+          {"fp16", (a >> 10 & 1) != 0},
+          {"i8mm", (b >> 13 & 1) != 0},
           {"bf16", (b >> 14 & 1) != 0}};
 #else
   return {{"dotprod", true}, {"fp16", true}};  // every Apple silicon has both

@@ -37,9 +37,9 @@ HD_INLINE void store_tail(float* x, int64_t n, F a) {
 }
 
 // Symmetric int8 with one scale for 32 values: q = round(x * 127 / max|x|), ties to even.
-inline void quantize(const float* x, int64_t n, ActivationUnit* units, int64_t unit_stride) {
-  for (int64_t k = 0; k < n; k += kUnit, units += unit_stride) {
-    ActivationUnit& u = *units;
+inline void quantize(const float* x, int64_t n, int8_t* q, float* fields, int64_t tokens) {
+  for (int64_t k = 0; k < n; k += kUnit, q += tokens * kUnit, fields += tokens * kActivationFields) {
+    const auto put_sum = [&](int field, int32_t sum) { std::memcpy(fields + field * tokens, &sum, sizeof sum); };
     for (int g = 0; g < kUnit / kActivationGroup; ++g) {
       F v[2];
       for (int i = 0; i < 2; ++i) {
@@ -50,15 +50,19 @@ inline void quantize(const float* x, int64_t n, ActivationUnit* units, int64_t u
       const bool finite = !f_any_nan(v[0]) && !f_any_nan(v[1]) && amax < __builtin_inff();
       const bool tiny = !(amax > 1e-30f);  // its reciprocal would overflow; such a group counts as zero
       const float inverse = finite && !tiny ? 127.0f / amax : 0.0f;
-      u.scale[g] = !finite ? __builtin_nanf("") : tiny ? 0.0f : amax / 127.0f;
+      const float scale = !finite ? __builtin_nanf("") : tiny ? 0.0f : amax / 127.0f;
+      fields[(kScale + g) * tokens] = scale;
+      int32_t total = 0;
       for (int i = 0; i < 2; ++i) {
-        const I q = i_round(f_mul(v[i], f_set1(inverse)));
-        i_store_s8(u.q + g * kActivationGroup + i * kLanes, q);
-        u.sum16[2 * g + i] = finite ? i_sum(q) : 0;
-        u.mass16[2 * g + i] = static_cast<float>(u.sum16[2 * g + i]) * u.scale[g];
+        const I code = i_round(f_mul(v[i], f_set1(inverse)));
+        i_store_s8(q + g * kActivationGroup + i * kLanes, code);
+        const int32_t sum = finite ? i_sum(code) : 0;
+        put_sum(kSum16 + 2 * g + i, sum);
+        fields[(kMass16 + 2 * g + i) * tokens] = static_cast<float>(sum) * scale;
+        total += sum;
       }
-      u.sum32[g] = u.sum16[2 * g] + u.sum16[2 * g + 1];
-      u.mass32[g] = static_cast<float>(u.sum32[g]) * u.scale[g];
+      put_sum(kSum32 + g, total);
+      fields[(kMass32 + g) * tokens] = static_cast<float>(total) * scale;
     }
   }
 }
@@ -72,8 +76,7 @@ inline void rms_norm(const float* x, const float* weight, int64_t n, float eps, 
   const float mean = lanes_sum(squares) / static_cast<float>(n);
   const F factor = f_set1(1.0f / __builtin_sqrtf(mean + eps));
   for (k = 0; k + kLanes <= n; k += kLanes) f_store(out + k, f_mul(f_mul(f_load(x + k), factor), f_load(weight + k)));
-  if (k < n)
-    store_tail(out + k, n - k, f_mul(f_mul(load_tail(x + k, n - k), factor), load_tail(weight + k, n - k)));
+  if (k < n) store_tail(out + k, n - k, f_mul(f_mul(load_tail(x + k, n - k), factor), load_tail(weight + k, n - k)));
 }
 
 // gate = gate / (1 + exp(-gate)) * up (SwiGLU, Shazeer 2020). n is a multiple of 16 (rows are padded).

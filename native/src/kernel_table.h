@@ -16,11 +16,14 @@ namespace herder::HD_ISA_NAMESPACE {
 static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
                    float* out, int64_t stride, uint8_t* scratch) {
   switch (w.layout) {
-    case Layout::kF32: return FloatPanelKernel<Layout::kF32>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
-    case Layout::kF16: return FloatPanelKernel<Layout::kF16>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+    case Layout::kF32:
+      return FloatPanelKernel<Layout::kF32>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+    case Layout::kF16:
+      return FloatPanelKernel<Layout::kF16>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
     case Layout::kBF16:
       return FloatPanelKernel<Layout::kBF16>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
-    default: break;
+    default:
+      break;
   }
   with_panel_kernel(w, [&](auto kernel) {
 #if defined(HD_AMX)
@@ -42,7 +45,8 @@ static double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Operations per second of this instruction set's own dot product, operands in registers: what a matrix product can reach.
+// Operations per second of this instruction set's own dot product, operands in registers: what a matrix product can
+// reach.
 static double int8_peak(double seconds) {
   const auto start = std::chrono::steady_clock::now();
   double operations = 0;

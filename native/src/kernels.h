@@ -12,19 +12,19 @@ enum class Store : int32_t { kSet, kAdd };  // kAdd: out += result (residual)
 
 // One query row of attention: a head of a token.
 struct AttentionRow {
-  const float* q;       // [head_dim], already rotated and scaled by 1/sqrt(head_dim)
-  int32_t position;     // keys 0..position are visible
-  int32_t first;        // first visible key (sliding window)
-  float* out;           // [head_dim]
+  const float* q;    // [head_dim], already rotated and scaled by 1/sqrt(head_dim)
+  int32_t position;  // keys 0..position are visible
+  int32_t first;     // first visible key (sliding window)
+  float* out;        // [head_dim]
 };
 
 struct KvView {
-  const uint8_t* base;      // pages of this layer
-  size_t page_stride;       // bytes from a page of the layer to the next
-  size_t head_offset;       // bytes from the page's start to this KV head's K block; its V block follows the K block
-  const int32_t* pages;     // block table
+  const uint8_t* base;   // pages of this layer
+  size_t page_stride;    // bytes from a page of the layer to the next
+  size_t head_offset;    // bytes from the page's start to this KV head's K block; its V block follows the K block
+  const int32_t* pages;  // block table
   int32_t head_dim;
-  bool half;                // float16 entries, else float32
+  bool half;  // float16 entries, else float32
 };
 
 struct Kernels {
@@ -37,8 +37,9 @@ struct Kernels {
                  float* out, int64_t out_stride, uint8_t* scratch);
   size_t (*matmul_scratch)(const Matrix&);
 
-  // x[n] of one token -> its units (unit_stride apart), the last one zero-filled; NaN or infinity makes a scale NaN.
-  void (*quantize)(const float* x, int64_t n, ActivationUnit* units, int64_t unit_stride);
+  // x[n] of one token -> its bytes and fields among those of `tokens` tokens (layout.h), the last unit zero-filled. NaN
+  // or infinity makes a scale NaN.
+  void (*quantize)(const float* x, int64_t n, int8_t* q, float* fields, int64_t tokens);
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
   void (*silu_mul)(float* gate, const float* up, int64_t n);  // gate = silu(gate) * up
   void (*add)(float* out, const float* x, int64_t n);
@@ -54,8 +55,8 @@ struct Kernels {
   double (*read_pass)(const uint8_t* data, size_t bytes);  // reads all of data once; returns a checksum
 };
 
-constexpr int32_t kAttentionTile = 12;       // query rows handled together
-constexpr int32_t kSplitPages = 16;          // pages reduced into one partial result before merging
+constexpr int32_t kAttentionTile = 12;  // query rows handled together
+constexpr int32_t kSplitPages = 16;     // pages reduced into one partial result before merging
 static inline size_t attention_scratch(int32_t head_dim) {
   // scores [12][32], partial and total output [12][head_dim] each, m and l
   return static_cast<size_t>(kAttentionTile) * (32 + 2 * static_cast<size_t>(head_dim) + 8) + 64;

@@ -17,15 +17,15 @@
 
 namespace herder {
 
-constexpr int kLanes = 16;        // rows of a panel
-constexpr int kUnit = 64;         // inputs of a unit
-constexpr int kTokenPad = 16;     // activation rows are allocated in multiples of this (an AMX tile)
+constexpr int kLanes = 16;     // rows of a panel
+constexpr int kUnit = 64;      // inputs of a unit
+constexpr int kTokenPad = 16;  // activation rows are allocated in multiples of this (an AMX tile)
 
 enum class Layout : int32_t { kNibble, kNibbleTable, kByte, kF32, kF16, kBF16 };
 
 struct Matrix {
   Layout layout = Layout::kF32;
-  int32_t group = 0;     // 16 or 32 inputs share a scale
+  int32_t group = 0;  // 16 or 32 inputs share a scale
   bool has_min = false;
   int32_t zero = 0;
   int8_t table[16] = {};
@@ -33,14 +33,16 @@ struct Matrix {
   int64_t padded_cols = 0;  // integer layouts: multiple of kUnit
   int64_t panels = 0;
   size_t panel_bytes = 0;
-  uint8_t* data = nullptr;         // panels * panel_bytes, 64-byte aligned
-  float* row_scale = nullptr;      // panels * 16, or null when all are 1
-  const float* bias = nullptr;     // panels * 16, or null
+  uint8_t* data = nullptr;      // panels * panel_bytes, 64-byte aligned
+  float* row_scale = nullptr;   // panels * 16, or null when all are 1
+  const float* bias = nullptr;  // panels * 16, or null
 
   // always inlined: this header is compiled for several instruction sets, and one set's copy must not serve another
   [[gnu::always_inline]] bool integer() const { return layout <= Layout::kByte; }
   [[gnu::always_inline]] int groups_per_unit() const { return kUnit / group; }
-  [[gnu::always_inline]] size_t unit_scale_bytes() const { return static_cast<size_t>(groups_per_unit()) * kLanes * 2 * (has_min ? 2 : 1); }
+  [[gnu::always_inline]] size_t unit_scale_bytes() const {
+    return static_cast<size_t>(groups_per_unit()) * kLanes * 2 * (has_min ? 2 : 1);
+  }
   [[gnu::always_inline]] size_t unit_code_bytes() const { return layout == Layout::kByte ? 1024 : 512; }
   [[gnu::always_inline]] size_t unit_bytes() const { return unit_scale_bytes() + unit_code_bytes(); }
 };
@@ -49,24 +51,18 @@ constexpr int kActivationGroup = 32;  // inputs of a token that share an int8 sc
 
 static inline int64_t pad_to(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// 64 inputs of one token as int8, with everything a product needs of them: two cache lines, so that a micro-kernel
-// reaches all its tokens from one pointer at constant distances.
-struct alignas(64) ActivationUnit {
-  int8_t q[kUnit];
-  float scale[2];     // of each 32 inputs
-  float mass32[2];    // scale * sum of q over 32 inputs: what a group's minimum is multiplied with
-  int32_t sum32[2];   // sum of q over 32 inputs
-  float mass16[4];    // the same over 16 inputs
-  int32_t sum16[4];
-};
-static_assert(sizeof(ActivationUnit) == 128);
+// What a product needs to know of 64 quantized inputs of a token besides their bytes. `sum` and `mass` are over 16 or
+// 32 inputs: sum of q (int32), and scale * sum, which a group's minimum is multiplied with.
+enum ActivationField : int { kScale = 0, kMass32 = 2, kSum32 = 4, kMass16 = 6, kSum16 = 10, kActivationFields = 14 };
 
-// Activations of a block of tokens: float rows for float layouts; for integer layouts units, [unit][token].
+// Activations of a block of tokens: float rows for float layouts; for integer layouts bytes and fields, unit by unit
+// with the tokens side by side, so that a micro-kernel reaches all its tokens from one pointer at constant distances.
 struct Activations {
   const float* x = nullptr;  // [tokens][stride]
   int64_t stride = 0;
-  const ActivationUnit* units = nullptr;  // unit u of token t is units[u * unit_stride + t]
-  int64_t unit_stride = 0;
+  const int8_t* q = nullptr;      // [unit][tokens][64]
+  const float* fields = nullptr;  // [unit][kActivationFields][tokens]; sums hold the bits of an int32
+  int64_t tokens = 0;             // allocated: the distances between units and fields
 };
 
 }  // namespace herder

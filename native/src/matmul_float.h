@@ -18,8 +18,8 @@ struct FloatPanelKernel {
   }
 
   template <int T, int P>
-  static __attribute__((noinline)) void tile(const Matrix& w, const Activations& a, int64_t token, int64_t panel, Store store, float* out,
-                             int64_t out_stride) {
+  static __attribute__((noinline)) void tile(const Matrix& w, const Activations& a, int64_t token, int64_t panel,
+                                             Store store, float* out, int64_t out_stride) {
     F total[P][T];
     const uint8_t* stream[P];
     for (int p = 0; p < P; ++p) {

@@ -25,8 +25,9 @@ HD_INLINE void store_lanes(const Matrix& w, int64_t panel, F value, Store store,
 template <Layout L, int G, bool Min>
 struct PanelKernel {
   static constexpr bool kNibbles = L != Layout::kByte;
-  static constexpr int kGroups = kUnit / G;   // groups of a unit
-  static constexpr int kQuads = G / 4;        // quads of a group
+  static constexpr int kGroups = kUnit / G;  // groups of a unit
+  static constexpr int kQuads = G / 4;       // quads of a group
+  static constexpr int kPerScale = kActivationGroup / G;
   static constexpr size_t kScaleBytes = static_cast<size_t>(kGroups) * kLanes * 2;
   static constexpr size_t kCodeOffset = kScaleBytes * (Min ? 2 : 1);
   static constexpr size_t kUnitBytes = kCodeOffset + (kNibbles ? 512 : 1024);
@@ -44,18 +45,21 @@ struct PanelKernel {
     const uint8_t* stream[P];
     for (int p = 0; p < P; ++p) stream[p] = w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes;
     const int32_t offset = kByteBiasOf() - w.zero;
-    const ActivationUnit* u = a.units + token;
+    const int8_t* q = a.q + token * kUnit;
+    const float* fields = a.fields + token;
     B table;
     if constexpr (L == Layout::kNibbleTable) table = load_table(w);
-    for (int64_t unit = w.padded_cols / kUnit; unit > 0; --unit, u += a.unit_stride) {
+    for (int64_t unit = w.padded_cols / kUnit; unit > 0; --unit) {
       for (int g = 0; g < kGroups; ++g) {
+        const float* as = fields + (kScale + g / kPerScale) * a.tokens;
+        const float* sums = fields + ((G == 16 ? kSum16 : kSum32) + g) * a.tokens;
+        const float* masses = fields + ((G == 16 ? kMass16 : kMass32) + g) * a.tokens;
         for (int p = 0; p < P; ++p) {
           const uint8_t* s = stream[p];
           const F scale = f_load_f16(reinterpret_cast<const uint16_t*>(s) + g * kLanes);
           const uint8_t* codes = s + kCodeOffset + static_cast<size_t>(g) * kGroupCodeBytes;
           I acc[T];
-          for (int t = 0; t < T; ++t)
-            acc[t] = offset == 0 ? i_set1(0) : i_scaled(G == 16 ? &u[t].sum16[g] : &u[t].sum32[g], offset);
+          for (int t = 0; t < T; ++t) acc[t] = offset == 0 ? i_set1(0) : i_scaled(sums + t, offset);
           if constexpr (kNibbles) {
             for (int i = 0; i < kQuads / 2; ++i) {
               const B raw = b_load(codes + 64 * i);
@@ -64,25 +68,24 @@ struct PanelKernel {
                 low = b_lookup(table, low);
                 high = b_lookup(table, high);
               }
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], low, u[t].q + g * G + 4 * i);
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], high, u[t].q + g * G + 4 * (i + kQuads / 2));
+              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], low, q + t * kUnit + g * G + 4 * i);
+              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], high, q + t * kUnit + g * G + 4 * (i + kQuads / 2));
             }
           } else {
             for (int i = 0; i < kQuads; ++i) {
               const B raw = b_code8(b_load(codes + 64 * i));
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], raw, u[t].q + g * G + 4 * i);
+              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], raw, q + t * kUnit + g * G + 4 * i);
             }
           }
-          constexpr int kPerScale = kActivationGroup / G;
-          for (int t = 0; t < T; ++t)
-            total[p][t] = f_fma(f_mul(f_from_i(acc[t]), f_set1(u[t].scale[g / kPerScale])), scale, total[p][t]);
+          for (int t = 0; t < T; ++t) total[p][t] = f_fma(f_mul(f_from_i(acc[t]), f_set1(as[t])), scale, total[p][t]);
           if constexpr (Min) {
             const F minimum = f_load_f16(reinterpret_cast<const uint16_t*>(s + kScaleBytes) + g * kLanes);
-            for (int t = 0; t < T; ++t)
-              total[p][t] = f_fma(f_set1(G == 16 ? u[t].mass16[g] : u[t].mass32[g]), minimum, total[p][t]);
+            for (int t = 0; t < T; ++t) total[p][t] = f_fma(f_set1(masses[t]), minimum, total[p][t]);
           }
         }
       }
+      q += a.tokens * kUnit;
+      fields += a.tokens * kActivationFields;
       for (int p = 0; p < P; ++p) {
         if constexpr (Stream)
           for (size_t line = 0; line < kUnitBytes; line += 64) prefetch(stream[p] + kPrefetchAhead + line);
@@ -108,8 +111,7 @@ struct PanelKernel {
     run<T, P, Stream>(w, a, token, panel, step, total);
     for (int p = 0; p < P; ++p) {
       const int64_t at = panel + p * step;
-      for (int t = 0; t < T; ++t)
-        store_lanes(w, at, total[p][t], store, out + (token + t) * out_stride + at * kLanes);
+      for (int t = 0; t < T; ++t) store_lanes(w, at, total[p][t], store, out + (token + t) * out_stride + at * kLanes);
     }
   }
 
@@ -133,19 +135,27 @@ struct PanelKernel {
     for (; tokens >= T; token += T, tokens -= T)
       token == 0 ? tile<T, 1, true>(w, a, token, panel, 1, store, out, stride)
                  : tile<T, 1, false>(w, a, token, panel, 1, store, out, stride);
-    if constexpr (T > 1) tiles<(T > 8 ? 8 : T > 6 ? 6 : T > 4 ? 4 : T - 1)>(w, a, token, tokens, panel, store, out, stride);
+    if constexpr (T > 1)
+      tiles<(T > 8 ? 8 : T > 6 ? 6 : T > 4 ? 4 : T - 1)>(w, a, token, tokens, panel, store, out, stride);
   }
 
   static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
                      float* out, int64_t stride, uint8_t*) {
     switch (tokens) {
-      case 1: return few<1>(w, a, 0, begin, end, store, out, stride);
-      case 2: return few<2>(w, a, 0, begin, end, store, out, stride);
-      case 3: return few<3>(w, a, 0, begin, end, store, out, stride);
-      case 4: return few<4>(w, a, 0, begin, end, store, out, stride);
-      case 5: return few<5>(w, a, 0, begin, end, store, out, stride);
-      case 6: return few<6>(w, a, 0, begin, end, store, out, stride);
-      default: break;
+      case 1:
+        return few<1>(w, a, 0, begin, end, store, out, stride);
+      case 2:
+        return few<2>(w, a, 0, begin, end, store, out, stride);
+      case 3:
+        return few<3>(w, a, 0, begin, end, store, out, stride);
+      case 4:
+        return few<4>(w, a, 0, begin, end, store, out, stride);
+      case 5:
+        return few<5>(w, a, 0, begin, end, store, out, stride);
+      case 6:
+        return few<6>(w, a, 0, begin, end, store, out, stride);
+      default:
+        break;
     }
     for (int64_t p = begin; p < end; ++p) tiles<kTileRegisters>(w, a, 0, tokens, p, store, out, stride);
   }

@@ -1,8 +1,8 @@
 // Integer matrix products with AMX tiles, for blocks of many tokens: the same sums as matmul_integer.h, bit for bit.
 //
 // A panel's codes are unpacked once to signed bytes [quads][16 rows][4] and its scales to float32. For 16 tokens, each
-// weight group is one tile product (int32 is exact, so the tile's own order does not matter); the group's result is then
-// scaled and added in the order of matmul_integer.h, with the 16 accumulators of the tokens in registers.
+// weight group is one tile product (int32 is exact, so the tile's own order does not matter); the group's result is
+// then scaled and added in the order of matmul_integer.h, with the 16 accumulators of the tokens in registers.
 #pragma once
 
 #include "matmul_integer.h"
@@ -10,7 +10,7 @@
 namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileTokens = 16;
-constexpr int kTileMinimum = 13;  // fewer tokens than this: the vector kernel reads the panel once and is faster
+constexpr int kTileMinimum = 25;  // fewer tokens than this do not repay unpacking the panel
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0;
@@ -33,9 +33,9 @@ HD_INLINE void configure_tiles() {
 }
 
 struct PanelBuffer {
-  uint8_t* codes;   // [padded_cols / 4][64]
-  float* scales;    // [padded_cols / group][16]
-  float* minima;    // same, or null
+  uint8_t* codes;  // [padded_cols / 4][64]
+  float* scales;   // [padded_cols / group][16]
+  float* minima;   // same, or null
 };
 
 HD_INLINE PanelBuffer panel_buffer(const Matrix& w, uint8_t* scratch) {
@@ -84,13 +84,13 @@ HD_INLINE void unpack_panel(const Matrix& w, int64_t panel, const PanelBuffer& o
 
 // Products of groups g and g + 1 of a unit, into part and part + 1.
 template <int G>
-HD_INLINE void tile_pair(const ActivationUnit* u, const uint8_t* codes, int g, int32_t (*part)[kTileTokens * kLanes]) {
+HD_INLINE void tile_pair(const int8_t* q, const uint8_t* codes, int g, int32_t (*part)[kTileTokens * kLanes]) {
   codes += static_cast<size_t>(g) * G * 16;
-  _tile_loadd(4, u->q + g * G, sizeof(ActivationUnit));
+  _tile_loadd(4, q + g * G, kUnit);
   _tile_loadd(5, codes, 64);
   _tile_zero(0);
   _tile_dpbssd(0, 4, 5);
-  _tile_loadd(6, u->q + (g + 1) * G, sizeof(ActivationUnit));
+  _tile_loadd(6, q + (g + 1) * G, kUnit);
   _tile_loadd(7, codes + G * 16, 64);
   _tile_zero(1);
   _tile_dpbssd(1, 6, 7);
@@ -103,42 +103,46 @@ HD_INLINE void tile_block(const Matrix& w, const Activations& a, const PanelBuff
                           int64_t panel, Store store, float* out, int64_t out_stride) {
   constexpr int kGroups = kUnit / G, kPerScale = kActivationGroup / G;
   const int64_t units = w.padded_cols / kUnit;
-  const ActivationUnit* u = a.units + token;
+  const int8_t* q = a.q + token * kUnit;
+  const float* fields = a.fields + token;
   const uint8_t* codes = b.codes;
   const float *scales = b.scales, *minima = b.minima;
   alignas(64) int32_t part[4][kTileTokens * kLanes];
   F total[kTileTokens];
   for (int t = 0; t < kTileTokens; ++t) total[t] = f_zero();
   // The tiles work one pair of groups ahead of the vector units.
-  tile_pair<G>(u, codes, 0, part);
+  tile_pair<G>(q, codes, 0, part);
   int slot = 0;
   for (int64_t unit = 0; unit < units; ++unit) {
-    const ActivationUnit* next = u + a.unit_stride;
+    const int8_t* next = q + a.tokens * kUnit;
     for (int pair = 0; pair < kGroups; pair += 2) {
       if (pair + 2 < kGroups) {
-        tile_pair<G>(u, codes, pair + 2, part + (slot ^ 2));
+        tile_pair<G>(q, codes, pair + 2, part + (slot ^ 2));
       } else if (unit + 1 < units) {
         tile_pair<G>(next, codes + kUnit * kLanes, 0, part + (slot ^ 2));
       }
       for (int g = pair; g < pair + 2; ++g, scales += kLanes) {
         const F scale = f_load(scales);
+        const float* as = fields + (kScale + g / kPerScale) * a.tokens;
         const int32_t* p = part[slot + g - pair];
         for (int t = 0; t < kTileTokens; ++t)
-          total[t] = f_fma(f_mul(f_from_i(i_load(p + t * kLanes)), f_set1(u[t].scale[g / kPerScale])), scale, total[t]);
+          total[t] = f_fma(f_mul(f_from_i(i_load(p + t * kLanes)), f_set1(as[t])), scale, total[t]);
         if constexpr (Min) {
           const F minimum = f_load(minima);
           minima += kLanes;
-          for (int t = 0; t < kTileTokens; ++t)
-            total[t] = f_fma(f_set1(G == 16 ? u[t].mass16[g] : u[t].mass32[g]), minimum, total[t]);
+          const float* masses = fields + ((G == 16 ? kMass16 : kMass32) + g) * a.tokens;
+          for (int t = 0; t < kTileTokens; ++t) total[t] = f_fma(f_set1(masses[t]), minimum, total[t]);
         }
       }
       slot ^= 2;
     }
     codes += kUnit * kLanes;
-    u = next;
+    q = next;
+    fields += a.tokens * kActivationFields;
   }
   if (tokens == kTileTokens) {
-    for (int t = 0; t < kTileTokens; ++t) store_lanes(w, panel, total[t], store, out + (token + t) * out_stride + panel * kLanes);
+    for (int t = 0; t < kTileTokens; ++t)
+      store_lanes(w, panel, total[t], store, out + (token + t) * out_stride + panel * kLanes);
     return;
   }
   alignas(64) float rest[kTileTokens][kLanes];
@@ -155,7 +159,8 @@ void matmul_tiles(const PanelKernel<L, G, Min>&, const Matrix& w, const Activati
   for (int64_t panel = begin; panel < end; ++panel) {
     unpack_panel<PanelKernel<L, G, Min>, L, G, Min>(w, panel, buffer);
     for (int64_t t = 0; t < tokens; t += kTileTokens)
-      tile_block<G, Min>(w, a, buffer, t, tokens - t < kTileTokens ? tokens - t : kTileTokens, panel, store, out, stride);
+      tile_block<G, Min>(w, a, buffer, t, tokens - t < kTileTokens ? tokens - t : kTileTokens, panel, store, out,
+                         stride);
   }
   _tile_release();
 }

@@ -10,10 +10,11 @@
 
 namespace herder {
 
-hd_status measure(const Kernels& kernels, int threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,
-                  double* f32_flops, hd_error* err) {
+hd_status measure(const Kernels& kernels, int threads, size_t bytes, double seconds, double* bandwidth,
+                  double* int8_ops, double* f32_flops, hd_error* err) {
   if (bytes < 4096 || !(seconds > 0) || seconds > 60)
-    return fail(err, HD_ERR_ARGUMENT, "measure: bytes is %zu and seconds %g: at least 4096, and above 0 up to 60", bytes, seconds);
+    return fail(err, HD_ERR_ARGUMENT, "measure: bytes is %zu and seconds %g: at least 4096, and above 0 up to 60",
+                bytes, seconds);
   Arena arena;
   uint8_t* data = arena.allocate(bytes);
   ThreadTeam team(threads);

@@ -6,7 +6,7 @@
 
 namespace herder {
 
-hd_status measure(const Kernels& kernels, int threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,
-                  double* f32_flops, hd_error* err);
+hd_status measure(const Kernels& kernels, int threads, size_t bytes, double seconds, double* bandwidth,
+                  double* int8_ops, double* f32_flops, hd_error* err);
 
 }  // namespace herder

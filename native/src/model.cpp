@@ -18,9 +18,9 @@ T* align(void* p) {
 }
 
 const char* role_name(int32_t role) {
-  static const char* const names[] = {"embed",    "head",   "final_norm", "attn_norm", "wq",     "wk",     "wv",
-                                      "wo",       "bq",     "bk",         "bv",        "bo",     "ffn_norm", "w_gate",
-                                      "w_up",     "w_down", "b_gate",     "b_up",      "b_down"};
+  static const char* const names[] = {"embed", "head",   "final_norm", "attn_norm", "wq",    "wk",       "wv",
+                                      "wo",    "bq",     "bk",         "bv",        "bo",    "ffn_norm", "w_gate",
+                                      "w_up",  "w_down", "b_gate",     "b_up",      "b_down"};
   return role >= 0 && role <= HD_B_DOWN ? names[role] : "unknown";
 }
 
@@ -37,26 +37,46 @@ Slot find_slot(hd_model& m, int32_t role, int32_t layer) {
   const Config& c = m.config;
   Layer* l = per_layer(role) ? &m.layers[static_cast<size_t>(layer)] : nullptr;
   switch (role) {
-    case HD_EMBED: return {.matrix = &m.embed, .rows = c.vocab, .cols = c.dim};
-    case HD_HEAD: return {.matrix = &m.head, .rows = c.vocab, .cols = c.dim};
-    case HD_FINAL_NORM: return {.vector = &m.final_norm, .rows = 1, .cols = c.dim};
-    case HD_ATTN_NORM: return {.vector = &l->attn_norm, .rows = 1, .cols = c.dim};
-    case HD_FFN_NORM: return {.vector = &l->ffn_norm, .rows = 1, .cols = c.dim};
-    case HD_WQ: return {.matrix = &l->wq, .rows = c.q_dim(), .cols = c.dim};
-    case HD_WK: return {.matrix = &l->wk, .rows = c.kv_dim(), .cols = c.dim};
-    case HD_WV: return {.matrix = &l->wv, .rows = c.kv_dim(), .cols = c.dim};
-    case HD_WO: return {.matrix = &l->wo, .rows = c.dim, .cols = c.q_dim()};
-    case HD_W_GATE: return {.matrix = &l->gate, .rows = c.ffn_dim, .cols = c.dim};
-    case HD_W_UP: return {.matrix = &l->up, .rows = c.ffn_dim, .cols = c.dim};
-    case HD_W_DOWN: return {.matrix = &l->down, .rows = c.dim, .cols = c.ffn_dim};
-    case HD_BQ: return {.bias_of = &l->wq, .rows = 1, .cols = c.q_dim()};
-    case HD_BK: return {.bias_of = &l->wk, .rows = 1, .cols = c.kv_dim()};
-    case HD_BV: return {.bias_of = &l->wv, .rows = 1, .cols = c.kv_dim()};
-    case HD_BO: return {.bias_of = &l->wo, .rows = 1, .cols = c.dim};
-    case HD_B_GATE: return {.bias_of = &l->gate, .rows = 1, .cols = c.ffn_dim};
-    case HD_B_UP: return {.bias_of = &l->up, .rows = 1, .cols = c.ffn_dim};
-    case HD_B_DOWN: return {.bias_of = &l->down, .rows = 1, .cols = c.dim};
-    default: return {};
+    case HD_EMBED:
+      return {.matrix = &m.embed, .rows = c.vocab, .cols = c.dim};
+    case HD_HEAD:
+      return {.matrix = &m.head, .rows = c.vocab, .cols = c.dim};
+    case HD_FINAL_NORM:
+      return {.vector = &m.final_norm, .rows = 1, .cols = c.dim};
+    case HD_ATTN_NORM:
+      return {.vector = &l->attn_norm, .rows = 1, .cols = c.dim};
+    case HD_FFN_NORM:
+      return {.vector = &l->ffn_norm, .rows = 1, .cols = c.dim};
+    case HD_WQ:
+      return {.matrix = &l->wq, .rows = c.q_dim(), .cols = c.dim};
+    case HD_WK:
+      return {.matrix = &l->wk, .rows = c.kv_dim(), .cols = c.dim};
+    case HD_WV:
+      return {.matrix = &l->wv, .rows = c.kv_dim(), .cols = c.dim};
+    case HD_WO:
+      return {.matrix = &l->wo, .rows = c.dim, .cols = c.q_dim()};
+    case HD_W_GATE:
+      return {.matrix = &l->gate, .rows = c.ffn_dim, .cols = c.dim};
+    case HD_W_UP:
+      return {.matrix = &l->up, .rows = c.ffn_dim, .cols = c.dim};
+    case HD_W_DOWN:
+      return {.matrix = &l->down, .rows = c.dim, .cols = c.ffn_dim};
+    case HD_BQ:
+      return {.bias_of = &l->wq, .rows = 1, .cols = c.q_dim()};
+    case HD_BK:
+      return {.bias_of = &l->wk, .rows = 1, .cols = c.kv_dim()};
+    case HD_BV:
+      return {.bias_of = &l->wv, .rows = 1, .cols = c.kv_dim()};
+    case HD_BO:
+      return {.bias_of = &l->wo, .rows = 1, .cols = c.dim};
+    case HD_B_GATE:
+      return {.bias_of = &l->gate, .rows = 1, .cols = c.ffn_dim};
+    case HD_B_UP:
+      return {.bias_of = &l->up, .rows = 1, .cols = c.ffn_dim};
+    case HD_B_DOWN:
+      return {.bias_of = &l->down, .rows = 1, .cols = c.dim};
+    default:
+      return {};
   }
 }
 
@@ -65,11 +85,16 @@ hd_status check_config(const hd_config& c, hd_error* err) {
     const char* name;
     int64_t value, low, high;
   } limits[] = {
-      {"n_layers", c.n_layers, 1, 4096},        {"dim", c.dim, 8, 1 << 20},
-      {"n_heads", c.n_heads, 1, 4096},          {"n_kv_heads", c.n_kv_heads, 1, 4096},
-      {"head_dim", c.head_dim, 8, 1024},        {"ffn_dim", c.ffn_dim, 8, 1 << 22},
-      {"vocab", c.vocab, 1, 1 << 24},           {"context", c.context, 1, 1 << 30},
-      {"threads", c.threads, 0, 1024},          {"kv_pages", c.kv_pages, 1, 1 << 28},
+      {"n_layers", c.n_layers, 1, 4096},
+      {"dim", c.dim, 8, 1 << 20},
+      {"n_heads", c.n_heads, 1, 4096},
+      {"n_kv_heads", c.n_kv_heads, 1, 4096},
+      {"head_dim", c.head_dim, 8, 1024},
+      {"ffn_dim", c.ffn_dim, 8, 1 << 22},
+      {"vocab", c.vocab, 1, 1 << 24},
+      {"context", c.context, 1, 1 << 30},
+      {"threads", c.threads, 0, 1024},
+      {"kv_pages", c.kv_pages, 1, 1 << 28},
       {"compute", c.compute, 0, HD_DTYPE_FLOAT32},
   };
   for (const auto& l : limits)
@@ -97,27 +122,43 @@ void FloatBuffer::reserve(int64_t tokens, int64_t width) {
   data = align<float>(memory.data());
 }
 
-void QuantizedBuffer::reserve(int64_t tokens, int64_t cols) {
-  unit_stride = tokens <= 8 ? tokens : pad_to(tokens, kTokenPad);  // tiles read whole rows of 16, and only for many tokens
-  const auto need = static_cast<size_t>(unit_stride * (pad_to(cols, kUnit) / kUnit));
-  if (units.size() < need) units.resize(need);
+void QuantizedBuffer::reserve(int64_t count, int64_t cols) {
+  // Tiles read whole rows of 16 tokens, and only for many. An odd number of rows keeps units of the same tokens from
+  // falling into the same cache sets.
+  const int64_t rows = pad_to(count, kTokenPad) / kTokenPad;
+  tokens = count <= 8 ? count : (rows | 1) * kTokenPad;
+  const auto units = static_cast<size_t>(pad_to(cols, kUnit) / kUnit), n = static_cast<size_t>(tokens);
+  const size_t need = units * n * (kUnit + kActivationFields * sizeof(float)) + 2 * kAlign;
+  if (memory.size() < need) memory.assign(need, 0);
+  q = align<int8_t>(memory.data());
+  fields = align<float>(q + units * n * kUnit);
 }
 
 Activations QuantizedBuffer::view() const {
   Activations a;
-  a.units = units.data();
-  a.unit_stride = unit_stride;
+  a.q = q;
+  a.fields = fields;
+  a.tokens = tokens;
   return a;
 }
 
 hd_status create_model(const hd_config& c, const Kernels* kernels, hd_model** out, hd_error* err) {
   if (const hd_status s = check_config(c, err)) return s;
   auto m = std::make_unique<hd_model>();
-  m->config = {.n_layers = c.n_layers, .dim = c.dim, .n_heads = c.n_heads, .n_kv_heads = c.n_kv_heads,
-               .head_dim = c.head_dim, .ffn_dim = c.ffn_dim, .vocab = c.vocab, .norm_eps = c.norm_eps,
-               .context = c.context, .rope_inv_freq = {c.rope_inv_freq, c.rope_inv_freq + c.head_dim / 2},
-               .rope_attention_factor = c.rope_attention_factor, .layers = {c.layers, c.layers + c.n_layers},
-               .float32 = c.compute == HD_DTYPE_FLOAT32, .kv_pages = c.kv_pages};
+  m->config = {.n_layers = c.n_layers,
+               .dim = c.dim,
+               .n_heads = c.n_heads,
+               .n_kv_heads = c.n_kv_heads,
+               .head_dim = c.head_dim,
+               .ffn_dim = c.ffn_dim,
+               .vocab = c.vocab,
+               .norm_eps = c.norm_eps,
+               .context = c.context,
+               .rope_inv_freq = {c.rope_inv_freq, c.rope_inv_freq + c.head_dim / 2},
+               .rope_attention_factor = c.rope_attention_factor,
+               .layers = {c.layers, c.layers + c.n_layers},
+               .float32 = c.compute == HD_DTYPE_FLOAT32,
+               .kv_pages = c.kv_pages};
   m->kernels = kernels;
   m->layers.resize(static_cast<size_t>(c.n_layers));
   const int threads = c.threads;
@@ -149,7 +190,8 @@ hd_status add_tensor(hd_model& m, const hd_tensor& t, hd_error* err) {
   if (m.finished) return fail(err, HD_ERR_ARGUMENT, "the model is finished: no tensor can be added");
   if (t.role < 0 || t.role > HD_B_DOWN) return fail(err, HD_ERR_ARGUMENT, "role %d is unknown", t.role);
   if (per_layer(t.role) && (t.layer < 0 || t.layer >= m.config.n_layers))
-    return fail(err, HD_ERR_ARGUMENT, "%s: layer %d is outside 0..%d", role_name(t.role), t.layer, m.config.n_layers - 1);
+    return fail(err, HD_ERR_ARGUMENT, "%s: layer %d is outside 0..%d", role_name(t.role), t.layer,
+                m.config.n_layers - 1);
   const Slot slot = find_slot(m, t.role, t.layer);
   if (t.rows != slot.rows || t.cols != slot.cols)
     return fail(err, HD_ERR_FORMAT, "%s of layer %d is %lld x %lld: must be %lld x %lld", role_name(t.role), t.layer,
@@ -167,7 +209,8 @@ hd_status add_tensor(hd_model& m, const hd_tensor& t, hd_error* err) {
                     static_cast<long long>(i), t.row_map[i], static_cast<long long>(mapped));
   }
   if (slot.matrix) {
-    if (slot.matrix->data) return fail(err, HD_ERR_ARGUMENT, "%s of layer %d was given twice", role_name(t.role), t.layer);
+    if (slot.matrix->data)
+      return fail(err, HD_ERR_ARGUMENT, "%s of layer %d was given twice", role_name(t.role), t.layer);
     const float* bias = slot.matrix->bias;
     *slot.matrix = pack_matrix(*format, t.rows, t.cols, data, t.row_map, m.config.float32, m.weights, *m.team);
     slot.matrix->bias = bias;

@@ -33,15 +33,19 @@ struct Config {
   int64_t kv_dim() const { return int64_t{n_kv_heads} * head_dim; }
 };
 
-// Quantized activations of a batch; grown to the largest seen.
+// Quantized activations of a batch (layout.h); grown to the largest seen.
 struct QuantizedBuffer {
-  std::vector<ActivationUnit> units;  // [unit][token]
-  int64_t unit_stride = 0;
+  std::vector<uint8_t> memory;
+  int8_t* q = nullptr;
+  float* fields = nullptr;
+  int64_t tokens = 0;
 
-  void reserve(int64_t tokens, int64_t cols);
-  ActivationUnit* token(int64_t t) { return units.data() + t; }
+  void reserve(int64_t count, int64_t cols);
+  void quantize(const Kernels& k, const float* x, int64_t n, int64_t token) const {
+    k.quantize(x, n, q + token * kUnit, fields + token, tokens);
+  }
   Activations view() const;
-  size_t bytes() const { return units.size() * sizeof(ActivationUnit); }
+  size_t bytes() const { return memory.size(); }
 };
 
 // Float rows, 64-byte aligned.
@@ -76,7 +80,7 @@ struct hd_model {
 
   // Work space of one forward pass.
   herder::FloatBuffer x, normed, q, k, v, attn, gate, up, logits, outputs;
-  herder::QuantizedBuffer q_dim_in, q_attn_in, q_ffn_in;            // batches: shared by the threads
+  herder::QuantizedBuffer q_dim_in, q_attn_in, q_ffn_in;                     // batches: shared by the threads
   std::vector<herder::QuantizedBuffer> own_dim_in, own_attn_in, own_ffn_in;  // single token: one per thread
   std::vector<herder::FloatBuffer> own_normed;
   std::vector<herder::FloatBuffer> attention_scratch;

@@ -9,12 +9,19 @@
 namespace herder {
 namespace {
 
-// The formats whose scales are float16 in the file keep them bit for bit; the others (products of scales) are rounded to
-// float16 after a power of two per row brought them into range.
+// The formats whose scales are float16 in the file keep them bit for bit; the others (products of scales) are rounded
+// to float16 after a power of two per row brought them into range.
 bool scales_are_f16(int32_t id) {
   switch (id) {
-    case HD_Q4_0: case HD_Q4_1: case HD_Q5_0: case HD_Q5_1: case HD_Q8_0: case HD_IQ4_NL: return true;
-    default: return false;
+    case HD_Q4_0:
+    case HD_Q4_1:
+    case HD_Q5_0:
+    case HD_Q5_1:
+    case HD_Q8_0:
+    case HD_IQ4_NL:
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -120,7 +127,8 @@ struct Packer {
       const Word* words;
       if (format.block == 1 && static_cast<size_t>(format.bytes) == sizeof(Word)) {
         words = reinterpret_cast<const Word*>(expanded);
-        std::memcpy(expanded, source_row(row), static_cast<size_t>(w.cols) * sizeof(Word));  // the file may be unaligned
+        std::memcpy(expanded, source_row(row),
+                    static_cast<size_t>(w.cols) * sizeof(Word));  // the file may be unaligned
       } else {
         format.expand(source_row(row), w.cols / format.block, expanded);
         words = reinterpret_cast<const Word*>(expanded);

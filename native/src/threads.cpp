@@ -12,7 +12,8 @@ void relax() {
 }
 
 constexpr int64_t kBusySpins = 100;  // a few microseconds: how long a phase's last thread usually keeps the others
-constexpr int64_t kIdleSpins = 300;  // then yields, about 50 microseconds: longer than the gap between two tokens' passes
+constexpr int64_t kIdleSpins =
+    300;  // then yields, about 50 microseconds: longer than the gap between two tokens' passes
 
 // Waits while `waiting()`: at first without letting go of the core, then giving way to whoever else wants it (there may
 // be more threads than cores, or another program). Returns false after `limit` rounds; limit < 0: never.

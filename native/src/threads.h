@@ -1,7 +1,7 @@
 // Persistent threads that run one function together, and the barrier they meet at.
 //
-// A forward pass is one function run by every thread, with a barrier after each phase. Workers spin for a moment after a
-// pass (the next token is usually microseconds away), then sleep until the next one, so an idle engine costs nothing.
+// A forward pass is one function run by every thread, with a barrier after each phase. Workers spin for a moment after
+// a pass (the next token is usually microseconds away), then sleep until the next one, so an idle engine costs nothing.
 #pragma once
 
 #include <atomic>

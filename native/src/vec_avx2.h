@@ -44,7 +44,8 @@ HD_INLINE F f_abs(F a) {
   HD_BOTH(F, _mm256_and_ps(a.v[0], m), _mm256_and_ps(a.v[1], m));
 }
 HD_INLINE bool f_any_nan(F a) {
-  const __m256 u = _mm256_or_ps(_mm256_cmp_ps(a.v[0], a.v[0], _CMP_UNORD_Q), _mm256_cmp_ps(a.v[1], a.v[1], _CMP_UNORD_Q));
+  const __m256 u =
+      _mm256_or_ps(_mm256_cmp_ps(a.v[0], a.v[0], _CMP_UNORD_Q), _mm256_cmp_ps(a.v[1], a.v[1], _CMP_UNORD_Q));
   return _mm256_movemask_ps(u) != 0;
 }
 HD_INLINE F f_load_f16(const uint16_t* p) {
@@ -76,7 +77,12 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
 }
 
 HD_INLINE I i_set1(int32_t x) { HD_BOTH(I, _mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
-HD_INLINE I i_scaled(const int32_t* p, int32_t factor) { return i_set1(*p * factor); }
+// factor times the int32 whose bits lie at p, in every lane.
+HD_INLINE I i_scaled(const float* p, int32_t factor) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return i_set1(x * factor);
+}
 HD_INLINE I i_load(const int32_t* p) {
   HD_BOTH(I, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
           _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8)));
@@ -86,9 +92,7 @@ HD_INLINE void i_store_s8(int8_t* p, I a) {
   const __m128i b = _mm_packs_epi16(_mm256_castsi256_si128(w), _mm256_extracti128_si256(w, 1));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), b);
 }
-HD_INLINE I i_add(I a, I b) {
-  HD_BOTH(I, _mm256_add_epi32(a.v[0], b.v[0]), _mm256_add_epi32(a.v[1], b.v[1]));
-}
+HD_INLINE I i_add(I a, I b) { HD_BOTH(I, _mm256_add_epi32(a.v[0], b.v[0]), _mm256_add_epi32(a.v[1], b.v[1])); }
 HD_INLINE int32_t i_sum(I a) {
   const __m256i s = _mm256_add_epi32(a.v[0], a.v[1]);
   __m128i q = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
@@ -150,7 +154,8 @@ HD_INLINE __m256i widen_add(__m256i acc, __m256i pairs) {
 }
 HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) {
   const __m256i x = broadcast4(a);
-  HD_BOTH(I, widen_add(acc.v[0], _mm256_maddubs_epi16(w.v[0], x)), widen_add(acc.v[1], _mm256_maddubs_epi16(w.v[1], x)));
+  HD_BOTH(I, widen_add(acc.v[0], _mm256_maddubs_epi16(w.v[0], x)),
+          widen_add(acc.v[1], _mm256_maddubs_epi16(w.v[1], x)));
 }
 // |w| * (a with the sign of w): |w| <= 128 and |a| <= 127, so a 16-bit pair cannot saturate.
 HD_INLINE __m256i byte_pairs(__m256i w, __m256i x) {

@@ -1,7 +1,9 @@
-// AVX-512 lanes: one zmm register each. HD_DOT_VNNI selects vpdpbusd; without it the dot product goes through 16-bit pairs.
+// AVX-512 lanes: one zmm register each. HD_DOT_VNNI selects vpdpbusd; without it the dot product goes through 16-bit
+// pairs.
 #pragma once
 
-// GCC 12 takes the undefined pass-through operand of its own unmasked intrinsics for a mistake of ours (GCC bug 105593).
+// GCC 12 takes the undefined pass-through operand of its own unmasked intrinsics for a mistake of ours (GCC bug
+// 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -10,7 +12,8 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
-constexpr int kTileRegisters = 12;  // tokens x panels of a micro-kernel: 12 int32 and 12 float32 accumulators of the 32 registers
+constexpr int kTileRegisters =
+    12;  // tokens x panels of a micro-kernel: 12 int32 and 12 float32 accumulators of the 32 registers
 
 struct F {
   __m512 v;
@@ -59,7 +62,11 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
 }
 
 HD_INLINE I i_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
-HD_INLINE I i_scaled(const int32_t* p, int32_t factor) { return {_mm512_mullo_epi32(_mm512_set1_epi32(*p), _mm512_set1_epi32(factor))}; }
+// factor times the int32 whose bits lie at p, in every lane.
+HD_INLINE I i_scaled(const float* p, int32_t factor) {
+  const __m512i x = _mm512_castps_si512(_mm512_set1_ps(*p));
+  return {_mm512_mullo_epi32(x, _mm512_set1_epi32(factor))};
+}
 HD_INLINE I i_load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 HD_INLINE void i_store_s8(int8_t* p, I a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));

@@ -1,4 +1,5 @@
-// Portable lanes: arrays of 16 and plain loops. The slow twin of every instruction set, and what runs on an unknown CPU.
+// Portable lanes: arrays of 16 and plain loops. The slow twin of every instruction set, and what runs on an unknown
+// CPU.
 #pragma once
 
 #include "formats/block.h"
@@ -62,7 +63,12 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
 }
 
 HD_INLINE I i_set1(int32_t x) { HD_LANES(I, x); }
-HD_INLINE I i_scaled(const int32_t* p, int32_t factor) { return i_set1(*p * factor); }
+// factor times the int32 whose bits lie at p, in every lane.
+HD_INLINE I i_scaled(const float* p, int32_t factor) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return i_set1(x * factor);
+}
 HD_INLINE I i_load(const int32_t* p) { HD_LANES(I, p[i]); }
 HD_INLINE void i_store_s8(int8_t* p, I a) {
   for (int i = 0; i < 16; ++i) p[i] = static_cast<int8_t>(a.v[i] > 127 ? 127 : a.v[i] < -128 ? -128 : a.v[i]);

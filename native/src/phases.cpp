@@ -1,0 +1,226 @@
+// The phases of a layer: products, rotation and KV write, attention.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+
+#include "pass.h"
+
+namespace herder {
+// Activations of a product: normed (norm given) or as they are, and int8 when `quantized`.
+Activations Pass::input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, bool quantized,
+                        QuantizedBuffer& shared, QuantizedBuffer& own) {
+  const Kernels& k = *m.kernels;
+  FloatBuffer& normed = single_ ? m.own_normed[static_cast<size_t>(thread)] : m.normed;
+  QuantizedBuffer& buffer = single_ ? own : shared;
+  const int64_t n = m.team->size();
+  const int64_t begin = single_ ? 0 : tokens_ * thread / n, end = single_ ? 1 : tokens_ * (thread + 1) / n;
+  for (int64_t t = begin; t < end; ++t) {
+    const float* row = x + t * stride;
+    if (norm) {
+      k.rms_norm(row, norm, width, m.config.norm_eps, normed.row(t));
+      row = normed.row(t);
+    }
+    if (quantized) buffer.quantize(k, row, width, t);
+  }
+  if (!single_) wait();
+  Activations a = buffer.view();
+  a.x = norm ? normed.data : x;
+  a.stride = norm ? normed.stride : stride;
+  return a;
+}
+
+// Calls run(token_begin, tokens, panel_begin, panel_end) until the phase's panels are done.
+template <class Run>
+void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run run) {
+  const int64_t n = m.team->size();
+  Counter& next = next_counter(thread);
+  if (tokens <= kStreamTokens) {
+    // one contiguous run of weights a thread: memory streams best undisturbed
+    run(0, tokens, total * thread / n, total * (thread + 1) / n);
+    return;
+  }
+  int64_t block =
+      std::max<int64_t>(48, static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * padded, 1) / 48 * 48);
+  if (block > tokens) block = tokens;
+  const int64_t blocks = (tokens + block - 1) / block;
+  const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, 8);
+  const int64_t steps = (total + step - 1) / step;
+  for (int64_t item; (item = next.take(1)) < blocks * steps;) {
+    const int64_t token = item / steps * block, panel = item % steps * step;
+    run(token, std::min(block, tokens - token), panel, std::min(panel + step, total));
+  }
+}
+
+static Activations from_token(Activations a, int64_t token) {
+  a.x += token * a.stride;
+  a.q += token * kUnit;
+  a.fields += token;
+  return a;
+}
+
+void Pass::products(int thread, const Activations& a, int64_t tokens, std::initializer_list<Product> list,
+                    Store store) {
+  int64_t total = 0;
+  for (const Product& p : list) total += p.w->panels;
+  panels(thread, total, tokens, list.begin()->w->padded_cols,
+         [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
+           const Activations block = from_token(a, token);
+           uint8_t* scratch = m.matmul_scratch[static_cast<size_t>(thread)].data();
+           scratch += (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
+           int64_t first = 0;
+           for (const Product& p : list) {
+             const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, p.w->panels);
+             if (from < to)
+               m.kernels->matmul(*p.w, block, n, from, to, store, p.out + token * p.stride, p.stride, scratch);
+             first += p.w->panels;
+           }
+         });
+}
+
+// x += w a. With a tap the product goes to a buffer of its own first, so that it can be shown; the sums are the same.
+void Pass::residual(int thread, const Activations& a, const Matrix& w, const char* name, int32_t layer) {
+  if (!m.tap) {
+    products(thread, a, tokens_, {{&w, m.x.data, m.x.stride}}, Store::kAdd);
+    wait();
+    return;
+  }
+  products(thread, a, tokens_, {{&w, m.normed.data, m.normed.stride}}, Store::kSet);
+  wait();
+  tap(thread, name, layer, m.normed.data, tokens_, m.config.dim, m.normed.stride);
+  if (thread == 0)
+    for (int64_t t = 0; t < tokens_; ++t) m.kernels->add(m.x.row(t), m.normed.row(t), m.config.dim);
+  wait();
+}
+
+void Pass::tap(int thread, const char* name, int32_t layer, const float* data, int64_t rows, int64_t cols,
+               int64_t stride) {
+  if (!m.tap) return;
+  wait();
+  if (thread == 0) {
+    char full[64];
+    if (layer < 0) {
+      std::snprintf(full, sizeof full, "%s", name);
+    } else {
+      std::snprintf(full, sizeof full, "layers.%d.%s", layer, name);
+    }
+    std::vector<float> dense(static_cast<size_t>(rows * cols));
+    for (int64_t r = 0; r < rows; ++r) std::copy_n(data + r * stride, cols, dense.data() + r * cols);
+    m.tap(m.tap_context, full, rows, cols, dense.data());
+  }
+  wait();
+}
+
+void Pass::rotate_and_store(int thread, int32_t index) {
+  const Config& c = m.config;
+  const Kernels& k = *m.kernels;
+  const int64_t per_token = c.n_heads + c.n_kv_heads, total = tokens_ * per_token, n = m.team->size();
+  const int32_t hd = c.head_dim, half = hd / 2;
+  const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
+  const bool rope = c.layers[static_cast<size_t>(index)].rope != 0;
+  uint8_t* layer_base = m.kv_base + static_cast<size_t>(index) * m.kv_layer_bytes;
+  for (int64_t item = total * thread / n; item < total * (thread + 1) / n; ++item) {
+    const int64_t t = item / per_token, head = item % per_token;
+    const int32_t position = position_[static_cast<size_t>(t)];
+    const float* cosine = m.rope_cos.data() + static_cast<size_t>(position) * static_cast<size_t>(half);
+    const float* sine = m.rope_sin.data() + static_cast<size_t>(position) * static_cast<size_t>(half);
+    if (head < c.n_heads) {
+      float* q = m.q.row(t) + head * hd;
+      if (rope) k.rope(q, cosine, sine, half);
+      if (!m.tap)
+        for (int32_t i = 0; i < hd; ++i) q[i] *= scale;
+      continue;
+    }
+    const int64_t g = head - c.n_heads;
+    float* key = m.k.row(t) + g * hd;
+    if (rope) k.rope(key, cosine, sine, half);
+    const hd_chunk& chunk = chunks_[token_chunk_[static_cast<size_t>(t)]];
+    uint8_t* block = layer_base + static_cast<size_t>(chunk.pages[position / HD_PAGE_TOKENS]) * m.kv_page_bytes +
+                     static_cast<size_t>(g) * m.kv_head_bytes;
+    k.kv_write(block, hd, !c.float32, position % HD_PAGE_TOKENS, key, m.v.row(t) + g * hd);
+  }
+  wait();
+  if (m.tap) {
+    tap(thread, "attn.q", index, m.q.data, tokens_, c.q_dim(), m.q.stride);
+    tap(thread, "attn.k", index, m.k.data, tokens_, c.kv_dim(), m.k.stride);
+    tap(thread, "attn.v", index, m.v.data, tokens_, c.kv_dim(), m.v.stride);
+    if (thread == 0)
+      for (int64_t t = 0; t < tokens_; ++t)
+        for (int64_t i = 0; i < c.q_dim(); ++i) m.q.row(t)[i] *= scale;
+    wait();
+  }
+}
+
+void Pass::attend(int thread, int32_t index) {
+  const Config& c = m.config;
+  const int32_t hd = c.head_dim, window = c.layers[static_cast<size_t>(index)].window;
+  float* scratch = m.attention_scratch[static_cast<size_t>(thread)].data;
+  AttentionRow rows[kQueryRows + 8];
+  Counter& next = next_counter(thread);
+  KvView kv{};
+  kv.base = m.kv_base + static_cast<size_t>(index) * m.kv_layer_bytes;
+  kv.page_stride = m.kv_page_bytes;
+  kv.head_dim = hd;
+  kv.half = !c.float32;
+  for (int64_t i; (i = next.take(1)) < static_cast<int64_t>(items_.size());) {
+    const AttentionItem& item = items_[static_cast<size_t>(i)];
+    const hd_chunk& chunk = chunks_[item.chunk];
+    const int64_t base = chunk_row_[static_cast<size_t>(item.chunk)];
+    kv.pages = chunk.pages;
+    kv.head_offset = static_cast<size_t>(item.kv_head) * m.kv_head_bytes;
+    int32_t n = 0;
+    const auto flush = [&] {
+      m.kernels->attention(rows, n, kv, scratch);
+      n = 0;
+    };
+    for (int32_t t = item.first; t < item.first + item.tokens; ++t) {
+      for (int32_t h = item.head; h < item.head + item.heads; ++h) {
+        AttentionRow& r = rows[n++];
+        r.q = m.q.row(base + t) + int64_t{h} * hd;
+        r.out = m.attn.row(base + t) + int64_t{h} * hd;
+        r.position = chunk.start + t;
+        r.first = window > 0 ? std::max(0, r.position - window + 1) : 0;
+        if (n == kQueryRows) flush();
+      }
+    }
+    if (n) flush();
+  }
+  wait();
+}
+
+void Pass::layer(int thread, int32_t index) {
+  const Config& c = m.config;
+  const Layer& l = m.layers[static_cast<size_t>(index)];
+  const auto self = static_cast<size_t>(thread);
+  const float* normed = single_ ? m.own_normed[0].data : m.normed.data;
+
+  bool quantized = l.wq.integer() || l.wk.integer() || l.wv.integer();
+  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.attn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
+  tap(thread, "attn_norm", index, normed, tokens_, c.dim, m.normed.stride);
+  products(thread, a, tokens_,
+           {{&l.wq, m.q.data, m.q.stride}, {&l.wk, m.k.data, m.k.stride}, {&l.wv, m.v.data, m.v.stride}}, Store::kSet);
+  wait();
+  rotate_and_store(thread, index);
+  attend(thread, index);
+  a = input(thread, m.attn.data, m.attn.stride, c.q_dim(), nullptr, l.wo.integer(), m.q_attn_in, m.own_attn_in[self]);
+  residual(thread, a, l.wo, "attn.out", index);
+
+  quantized = l.gate.integer() || l.up.integer();
+  a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
+  tap(thread, "ffn_norm", index, normed, tokens_, c.dim, m.normed.stride);
+  panels(thread, l.gate.panels, tokens_, l.gate.padded_cols, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
+    const Activations block = from_token(a, token);
+    uint8_t* scratch = m.matmul_scratch[self].data();
+    scratch += (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
+    float *gate = m.gate.row(token), *up = m.up.row(token);
+    m.kernels->matmul(l.gate, block, n, begin, end, Store::kSet, gate, m.gate.stride, scratch);
+    m.kernels->matmul(l.up, block, n, begin, end, Store::kSet, up, m.up.stride, scratch);
+    for (int64_t t = 0; t < n; ++t)
+      m.kernels->silu_mul(gate + t * m.gate.stride + begin * kLanes, up + t * m.up.stride + begin * kLanes,
+                          (end - begin) * kLanes);
+  });
+  wait();
+  a = input(thread, m.gate.data, m.gate.stride, c.ffn_dim, nullptr, l.down.integer(), m.q_ffn_in, m.own_ffn_in[self]);
+  residual(thread, a, l.down, "ffn.out", index);
+}
+
+}  // namespace herder
