@@ -14,7 +14,6 @@ are marked clearly enough to stand among other text). Sources: llama-models' pro
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -163,6 +162,8 @@ def read_python(text: str) -> Found | None:
     body = text.strip()
     if not (body.startswith("[") and body.endswith("]")) or len(body) > MAX_PYTHON:
         return None
+    import ast  # takes a start-up 3 ms
+
     try:
         tree = ast.parse(body, mode="eval").body
         elements = tree.elts if isinstance(tree, ast.List) else []
@@ -171,7 +172,9 @@ def read_python(text: str) -> Found | None:
         return None
 
 
-def _from_ast(node: ast.expr) -> ToolCall:
+def _from_ast(node: Any) -> ToolCall:
+    import ast
+
     if not isinstance(node, ast.Call) or node.args:
         raise ValueError("not a call with keywords")
     function = node.func

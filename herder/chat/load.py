@@ -58,9 +58,11 @@ def _is_llama3(tokenizer: Tokenizer, source: str | None) -> bool:
     plain conversation it must say what Llama 3 says, apart from the dates that Hugging Face's puts first; and if it
     speaks of tools, it must do so as Llama 3.1's, in the environment ipython.
     """
+    control = tokenizer.control_tokens()
+    if "<|start_header_id|>" not in control:
+        return False
     from herder.chat.llama3 import IPYTHON, NEEDED, Llama3Format
 
-    control = tokenizer.control_tokens()
     if not all(token in control for token in NEEDED):
         return False
     if source is None:

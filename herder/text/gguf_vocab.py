@@ -12,7 +12,6 @@ from typing import Any
 
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.text.bpe import ByteLevel, Encode, build, byte_alphabet, byte_level, fitting
-from herder.text.sentencepiece import piece_encoder
 from herder.text.splits import split_named
 from herder.text.tokenizer import TURN_ENDS, Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary, text_of
 
@@ -68,6 +67,8 @@ def _byte_level(metadata: Mapping[str, Any]) -> Tokenizer:
 
 
 def _pieces(metadata: Mapping[str, Any]) -> Tokenizer:
+    from herder.text.sentencepiece import piece_encoder
+
     vocabulary = _vocabulary(metadata, Spelling.PIECES)
     scores = _array(metadata, "scores", len(vocabulary.tokens))
     unknown = 0 if vocabulary.kinds.get(0) == Kind.UNKNOWN else None

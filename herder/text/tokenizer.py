@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from herder.core.errors import UsageError
-from herder.text.bpe import Encode, bytes_of
+from herder.text.bpe import Encode, bytes_of, spell
 
 SPACE = "\u2581"  # stands for a space in SentencePiece vocabularies
 _SPACE = SPACE.encode()
@@ -167,13 +167,23 @@ class Tokenizer:
         return token in self._control
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token by its exact spelling in the file (`<|eot_id|>`), or None."""
-        return self._vocabulary.ids.get(token.encode("utf-8", "surrogateescape"))
+        """The id of a token by its spelling (`<|eot_id|>`), or None; the inverse of `token`."""
+        spelling = token.encode("utf-8", "surrogateescape")
+        found = self._vocabulary.ids.get(spelling)
+        if self._vocabulary.spelling is Spelling.RAW and found not in self._vocabulary.kinds:
+            found = self._vocabulary.ids.get(bytes_of(spelling))
+        return found
 
     def token(self, token: int) -> str:
-        """The spelling of a token in the file; the inverse of `id_of`. Raises UsageError for an id out of range."""
+        """The spelling of a token as files have it: `\u0120the` or `\u2581the` for " the". Always printable as UTF-8.
+
+        Raises UsageError for an id out of range.
+        """
         self._check(token)
-        return text_of(self._vocabulary.tokens[token])
+        spelling = self._vocabulary.tokens[token]
+        if self._vocabulary.spelling is Spelling.RAW and token not in self._vocabulary.kinds:
+            return spell(spelling)
+        return spelling.decode("utf-8", "backslashreplace")
 
     def control_tokens(self) -> dict[str, int]:
         """spelling -> id of every control token."""
