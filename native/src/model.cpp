@@ -164,9 +164,9 @@ hd_status create_model(const hd_config& c, const Kernels* kernels, hd_model** ou
   const int threads = c.threads;
   m->team = std::make_unique<ThreadTeam>(threads);
   m->kv_head_bytes = size_t{2} * static_cast<size_t>(c.head_dim) * HD_PAGE_TOKENS * (m->config.float32 ? 4 : 2);
-  m->kv_page_bytes = m->kv_head_bytes * static_cast<size_t>(c.n_kv_heads);
-  m->kv_layer_bytes = m->kv_page_bytes * static_cast<size_t>(c.kv_pages);
-  m->kv_base = m->kv.allocate(m->kv_layer_bytes * static_cast<size_t>(c.n_layers));
+  m->kv_layer_bytes = m->kv_head_bytes * static_cast<size_t>(c.n_kv_heads);
+  m->kv_page_bytes = m->kv_layer_bytes * static_cast<size_t>(c.n_layers);
+  m->kv_base = m->kv.allocate(m->kv_page_bytes * static_cast<size_t>(c.kv_pages));
   const auto n = static_cast<size_t>(threads);
   m->own_dim_in.resize(n);
   m->own_attn_in.resize(n);

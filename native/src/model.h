@@ -72,8 +72,9 @@ struct hd_model {
   std::vector<herder::Layer> layers;
   bool finished = false;
 
-  uint8_t* kv_base = nullptr;  // [layer][page][kv head][K block, V block]
-  size_t kv_head_bytes = 0, kv_page_bytes = 0, kv_layer_bytes = 0;
+  // [page][layer][kv head][K block, V block]: what a short conversation touches lies together
+  uint8_t* kv_base = nullptr;
+  size_t kv_head_bytes = 0, kv_layer_bytes = 0, kv_page_bytes = 0;
 
   std::vector<float> rope_cos, rope_sin;  // [positions filled][head_dim / 2]
   int32_t rope_filled = 0;
