@@ -14,6 +14,13 @@ using namespace herder::test;
 
 namespace {
 
+// Under a sanitizer memory and threads are on trial: one format of each layout and one way to cut a sequence.
+#ifdef HERDER_SANITIZED
+constexpr bool kAll = false;
+#else
+constexpr bool kAll = true;
+#endif
+
 constexpr int32_t kLength = 41;  // more than a page, an odd number, and wide enough for the kernels of long prompts
 
 std::vector<int32_t> tokens(uint64_t seed, int32_t n) {
@@ -74,10 +81,12 @@ void check_everything(int32_t format, int32_t compute) {
   const std::vector<float> expected = reference(weights, all, compute);
   for (const Kernels* kernels : usable_kernels()) {
     const int before = failures;
-    for (const int32_t threads : {1, 3}) {
+    for (const int32_t threads : {3, 1}) {
+      if (!kAll && threads == 1) continue;
       const auto model = weights.build(kernels->isa, threads, compute);
-      check_chunks(model.get(), all, expected, {kLength}, false);
       check_chunks(model.get(), all, expected, {17, 1, 2, 12, 9}, true);
+      if (!kAll) continue;
+      check_chunks(model.get(), all, expected, {kLength}, false);
       check_chunks(model.get(), all, expected, {1, 1, 1, 1, 1, 1, 1, 1, 33}, threads == 1);
     }
     if (failures != before) std::fprintf(stderr, "    with %s, format %d, compute %d\n", kernels->isa, format, compute);
@@ -86,18 +95,28 @@ void check_everything(int32_t format, int32_t compute) {
 
 }  // namespace
 
-TEST(same_bits_quantized_32) {
-  for (const int32_t format : {HD_Q4_0, HD_Q4_1, HD_Q5_0, HD_Q5_1, HD_Q8_0, HD_IQ4_NL, HD_MXFP4})
-    check_everything(format, HD_DTYPE_AUTO);
+TEST(same_bits_nibbles) {
+  check_everything(HD_Q4_1, HD_DTYPE_AUTO);
+  if (!kAll) return;
+  for (const int32_t format : {HD_Q4_0, HD_Q2_K, HD_Q3_K, HD_Q4_K}) check_everything(format, HD_DTYPE_AUTO);
 }
 
-TEST(same_bits_quantized_256) {
-  for (const int32_t format : {HD_Q2_K, HD_Q3_K, HD_Q4_K, HD_Q5_K, HD_Q6_K, HD_IQ4_XS})
-    check_everything(format, HD_DTYPE_AUTO);
+TEST(same_bits_tables) {
+  check_everything(HD_IQ4_NL, HD_DTYPE_AUTO);
+  if (!kAll) return;
+  for (const int32_t format : {HD_IQ4_XS, HD_MXFP4}) check_everything(format, HD_DTYPE_AUTO);
+}
+
+TEST(same_bits_bytes) {
+  check_everything(HD_Q6_K, HD_DTYPE_AUTO);
+  if (!kAll) return;
+  for (const int32_t format : {HD_Q5_0, HD_Q5_1, HD_Q8_0, HD_Q5_K}) check_everything(format, HD_DTYPE_AUTO);
 }
 
 TEST(same_bits_floats) {
-  for (const int32_t format : {HD_F32, HD_F16, HD_BF16}) check_everything(format, HD_DTYPE_AUTO);
+  check_everything(HD_F16, HD_DTYPE_AUTO);
+  if (!kAll) return;
+  for (const int32_t format : {HD_F32, HD_BF16}) check_everything(format, HD_DTYPE_AUTO);
   check_everything(HD_Q4_1, HD_DTYPE_FLOAT32);
 }
 
