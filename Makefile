@@ -92,7 +92,7 @@ oracle: $(BUILD)/installed
 	$(RUN)/python -m pytest -m oracle $(PYTEST_ARGS)
 
 # make bench      the published figures, llama.cpp beside us: LLAMA_PYTHON=... (bench/README.md); an idle machine, please
-bench: $(BUILD)/installed
+bench: .venv/installed $(BUILD)/installed
 	@test -n "$(LLAMA_PYTHON)" || (echo "LLAMA_PYTHON is not set: bench/README.md says how to build the peer"; false)
 	$(RUN)/python -m bench.llamacpp --llama-python $(LLAMA_PYTHON)
 	$(RUN)/python -m bench.start --llama-python $(LLAMA_PYTHON)

@@ -15,7 +15,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -44,7 +43,7 @@ def main() -> None:
     parser.add_argument("--llama-python", required=True, help="an interpreter with llama-cpp-python")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--quick", action="store_true", help="one round; writes nothing")
-    parser.add_argument("--herder", default=str(Path(sys.executable).with_name("herder")), help="the installed command")
+    parser.add_argument("--herder", default=str(ROOT / ".venv/bin/herder"), help="the installed command")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
     model = model_file("smollm2", ROOT, None)
