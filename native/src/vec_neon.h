@@ -6,8 +6,8 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
-// Tokens x panels of a micro-kernel: a vector is four of the 32 registers. The int32 accumulators of four tokens take 16
-// and the weights 8; the float32 totals, touched once a group, may wait on the stack.
+// Tokens x panels of a micro-kernel: a vector is four of the 32 registers. The int32 accumulators of four tokens take
+// 16 and the weights 8; the float32 totals, touched once a group, may wait on the stack.
 constexpr int kTileRegisters = 4;
 
 struct F {
@@ -67,9 +67,7 @@ HD_INLINE bool f_any_nan(F a) {
   const uint32x4_t hi = vandq_u32(vceqq_f32(a.v[2], a.v[2]), vceqq_f32(a.v[3], a.v[3]));
   return vminvq_u32(vandq_u32(lo, hi)) == 0;
 }
-HD_INLINE F f_load_f16(const uint16_t* p) {
-  HD_QUARTERS(F, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))));
-}
+HD_INLINE F f_load_f16(const uint16_t* p) { HD_QUARTERS(F, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)))); }
 HD_INLINE void f_store_f16(uint16_t* p, F a) {
   vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32(a.v[0])));
   vst1_u16(p + 4, vreinterpret_u16_f16(vcvt_f16_f32(a.v[1])));
@@ -101,7 +99,12 @@ HD_INLINE I i_set1(int32_t x) {
   const int32x4_t q = vdupq_n_s32(x);
   return {{q, q, q, q}};
 }
-HD_INLINE I i_scaled(const int32_t* p, int32_t factor) { return i_set1(*p * factor); }
+// factor times the int32 whose bits lie at p, in every lane.
+HD_INLINE I i_scaled(const float* p, int32_t factor) {
+  int32_t x;
+  std::memcpy(&x, p, 4);
+  return i_set1(x * factor);
+}
 HD_INLINE I i_load(const int32_t* p) { HD_QUARTERS(I, vld1q_s32(p + 4 * i)); }
 HD_INLINE void i_store_s8(int8_t* p, I a) {
   const int16x8_t lo = vcombine_s16(vqmovn_s32(a.v[0]), vqmovn_s32(a.v[1]));
@@ -109,9 +112,7 @@ HD_INLINE void i_store_s8(int8_t* p, I a) {
   vst1q_s8(p, vcombine_s8(vqmovn_s16(lo), vqmovn_s16(hi)));
 }
 HD_INLINE I i_add(I a, I b) { HD_QUARTERS(I, vaddq_s32(a.v[i], b.v[i])); }
-HD_INLINE int32_t i_sum(I a) {
-  return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3])));
-}
+HD_INLINE int32_t i_sum(I a) { return vaddvq_s32(vaddq_s32(vaddq_s32(a.v[0], a.v[1]), vaddq_s32(a.v[2], a.v[3]))); }
 
 HD_INLINE B b_load(const uint8_t* p) { HD_QUARTERS(B, vld1q_u8(p + 16 * i)); }
 HD_INLINE void b_store(uint8_t* p, B a) {
@@ -129,32 +130,42 @@ HD_INLINE B b_table(const int8_t* table16) {
 HD_INLINE B b_lookup(B table, B index) { HD_QUARTERS(B, vqtbl1q_u8(table.v[i], index.v[i])); }
 HD_INLINE B b_sub(B a, uint8_t x) { HD_QUARTERS(B, vsubq_u8(a.v[i], vdupq_n_u8(x))); }
 
-// The 4 signed bytes at a, once for each of four lanes: one ld1r.
-HD_INLINE int8x16_t broadcast4(const int8_t* a) {
-  int32_t x;
-  std::memcpy(&x, a, 4);
-  return vreinterpretq_s8_s32(vdupq_n_s32(x));
-}
-
 #if defined(HD_DOT_USDOT)
 constexpr int kByteBias = 0;
 HD_INLINE B b_code8(B raw) { return raw; }
-HD_INLINE int32x4_t dot_quarter(int32x4_t acc, uint8x16_t w, int8x16_t x) { return vusdotq_s32(acc, w, x); }
 #else
-constexpr int kByteBias = 128;  // 8-bit codes are used as code - 128, signed as the instructions want both factors
+constexpr int kByteBias = 128;  // 8-bit codes are used as code - 128: the instructions take both factors signed
 HD_INLINE B b_code8(B raw) { HD_QUARTERS(B, veorq_u8(raw.v[i], vdupq_n_u8(0x80))); }
-HD_INLINE int32x4_t dot_quarter(int32x4_t acc, uint8x16_t w, int8x16_t x) {
-  const int8x16_t s = vreinterpretq_s8_u8(w);
-#if defined(HD_DOT_SDOT)
-  return vdotq_s32(acc, s, x);
-#else
-  // |w| <= 128 and |a| <= 127, so the sum of a 16-bit pair stays below 2^15
-  return vpadalq_s16(acc, vpaddq_s16(vmull_s8(vget_low_s8(s), vget_low_s8(x)), vmull_high_s8(s, x)));
 #endif
+
+#if defined(HD_DOT_USDOT) || defined(HD_DOT_SDOT)
+// sdot and usdot multiply with one 32-bit lane of a register: 4 bytes, loaded without being copied to all lanes.
+HD_INLINE int8x8_t four_bytes(const int8_t* a) {
+  uint32_t x;
+  std::memcpy(&x, a, 4);
+  return vcreate_s8(x);
+}
+HD_INLINE int32x4_t dot_quarter(int32x4_t acc, uint8x16_t w, int8x8_t x) {
+#if defined(HD_DOT_USDOT)
+  return vusdotq_lane_s32(acc, w, x, 0);
+#else
+  return vdotq_lane_s32(acc, vreinterpretq_s8_u8(w), x, 0);
+#endif
+}
+#else
+HD_INLINE int8x8_t four_bytes(const int8_t* a) {  // twice
+  int32_t x;
+  std::memcpy(&x, a, 4);
+  return vreinterpret_s8_s32(vdup_n_s32(x));
+}
+HD_INLINE int32x4_t dot_quarter(int32x4_t acc, uint8x16_t w, int8x8_t x) {
+  // |w| <= 128 and |a| <= 127, so the sum of a 16-bit pair stays below 2^15
+  const int8x16_t s = vreinterpretq_s8_u8(w);
+  return vpadalq_s16(acc, vpaddq_s16(vmull_s8(vget_low_s8(s), x), vmull_s8(vget_high_s8(s), x)));
 }
 #endif
 HD_INLINE I dot4_byte(I acc, B w, const int8_t* a) {
-  const int8x16_t x = broadcast4(a);
+  const int8x8_t x = four_bytes(a);
   HD_QUARTERS(I, dot_quarter(acc.v[i], w.v[i], x));
 }
 HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) { return dot4_byte(acc, w, a); }
