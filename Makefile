@@ -61,7 +61,8 @@ lint: $(VENV)/installed
 	$(RUN)/ruff format --check
 	$(RUN)/mypy
 	$(RUN)/lint-imports
-	$(RUN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
+	@echo clang-format
+	@$(RUN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
 
 # make format     what lint can repair
 format: $(VENV)/installed
