@@ -41,6 +41,9 @@ static size_t matmul_scratch([[maybe_unused]] const Matrix& w) {
   return 64;
 }
 
+// Independent sums of a peak measurement: enough to hide latency, few enough to stay in registers.
+constexpr int kPeakAccumulators = kTileRegisters >= 12 ? 12 : 6;
+
 static double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
@@ -75,7 +78,7 @@ static double int8_peak(double seconds) {
   alignas(64) uint8_t w[64];
   alignas(4) int8_t a[4] = {1, 2, 3, 4};
   std::memset(w, 1, sizeof w);
-  I acc[12];
+  I acc[kPeakAccumulators];
   for (auto& x : acc) x = i_set1(0);
   const B weights = b_code8(b_load(w));
   do {
@@ -83,7 +86,7 @@ static double int8_peak(double seconds) {
       asm volatile("" ::: "memory");
       for (auto& x : acc) x = dot4_byte(x, weights, a);
     }
-    operations += 4000.0 * 12 * 2 * 64;
+    operations += 4000.0 * kPeakAccumulators * 2 * 64;
   } while (seconds_since(start) < seconds);
   volatile int32_t sink = 0;
   for (auto& x : acc) sink = sink + i_sum(x);
@@ -95,7 +98,7 @@ static double f32_peak(double seconds) {
   const auto start = std::chrono::steady_clock::now();
   double operations = 0;
   float one = 0.5f;
-  F acc[12];
+  F acc[kPeakAccumulators];
   for (auto& x : acc) x = f_zero();
   do {
     for (int i = 0; i < 4000; ++i) {
@@ -103,7 +106,7 @@ static double f32_peak(double seconds) {
       const F y = f_set1(one);
       for (auto& x : acc) x = f_fma(x, y, y);
     }
-    operations += 4000.0 * 12 * 2 * 16;
+    operations += 4000.0 * kPeakAccumulators * 2 * 16;
   } while (seconds_since(start) < seconds);
   volatile float sink = 0;
   for (auto& x : acc) sink = sink + lanes_sum(x);

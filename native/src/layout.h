@@ -7,7 +7,8 @@
 // in one stream, so a panel is read front to back. 64 code bytes hold 4 consecutive inputs (a quad) of 16 rows. In the
 // 4-bit layout each byte carries two quads of its group: the low nibble quad i, the high nibble quad i + group / 8.
 //   weight = row_scale[row] * (scale * (table ? table[code] : code - zero) + minimum)
-// row_scale is a power of two that keeps float16 scales in range; it is 1 where the format's own scales are float16.
+// code - zero fits an int8 (tiles use it so). row_scale is a power of two that keeps float16 scales in range; it is 1
+// where the format's own scales are float16.
 //
 // Float layouts store 16 rows side by side for every input: [inputs][16] of float32, float16 or bfloat16.
 #pragma once

@@ -158,6 +158,7 @@ void matmul_tiles(const PanelKernel<L, G, Min>&, const Matrix& w, const Activati
   configure_tiles<G>();
   for (int64_t panel = begin; panel < end; ++panel) {
     unpack_panel<PanelKernel<L, G, Min>, L, G, Min>(w, panel, buffer);
+    asm volatile("" ::: "memory");  // GCC 12's _tile_loadd does not say that it reads memory: keep the stores above it
     for (int64_t t = 0; t < tokens; t += kTileTokens)
       tile_block<G, Min>(w, a, buffer, t, tokens - t < kTileTokens ? tokens - t : kTileTokens, panel, store, out,
                          stride);

@@ -91,7 +91,7 @@ hd_status check_config(const hd_config& c, hd_error* err) {
       {"n_kv_heads", c.n_kv_heads, 1, 4096},
       {"head_dim", c.head_dim, 8, 1024},
       {"ffn_dim", c.ffn_dim, 8, 1 << 22},
-      {"vocab", c.vocab, 1, 1 << 24},
+      {"vocab", c.vocab, 1, kMaxVocab},
       {"context", c.context, 1, 1 << 30},
       {"threads", c.threads, 0, 1024},
       {"kv_pages", c.kv_pages, 1, 1 << 28},

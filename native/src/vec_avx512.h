@@ -6,7 +6,9 @@
 // 105593).
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
@@ -72,7 +74,14 @@ HD_INLINE void i_store_s8(int8_t* p, I a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(a.v));
 }
 HD_INLINE I i_add(I a, I b) { return {_mm512_add_epi32(a.v, b.v)}; }
-HD_INLINE int32_t i_sum(I a) { return _mm512_reduce_add_epi32(a.v); }
+// In halves: GCC 12's _mm512_reduce_add_epi32 adds signed integers, which may not overflow; lanes may.
+HD_INLINE int32_t i_sum(I a) {
+  const __m256i s = _mm256_add_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+  __m128i q = _mm_add_epi32(_mm256_castsi256_si128(s), _mm256_extracti128_si256(s, 1));
+  q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0x4e));
+  q = _mm_add_epi32(q, _mm_shuffle_epi32(q, 0xb1));
+  return _mm_cvtsi128_si32(q);
+}
 
 HD_INLINE B b_load(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 HD_INLINE void b_store(uint8_t* p, B a) { _mm512_storeu_si512(p, a.v); }
