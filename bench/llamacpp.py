@@ -49,7 +49,7 @@ class Plan:
     prompt: int = 512
     gen: int = 128
     batched_prompt: int = 33  # a full page of the KV cache, and the token that the first step computes
-    batched_gen: int = 64
+    batched_gen: int = 32
 
     def measurements(self) -> dict[str, tuple[str, dict[str, int], int]]:
         """name -> (command, its arguments, tokens it yields)."""
@@ -94,7 +94,7 @@ def run_shape(shape: str, llama_python: str, plan: Plan, threads: int, layers: i
         quantizer = Worker(llama_python, "peer_llamacpp.py")
         files = {base: path}
         # K-quants need rows of a multiple of 256; SmolLM2's 576 is not.
-        for kind in ("Q4_0", "IQ4_NL", "Q8_0") if shape == "smollm2" else ("IQ4_NL", "Q4_K_M", "Q8_0"):
+        for kind in ("Q4_0", "IQ4_NL", "Q8_0") if shape == "smollm2" else ("IQ4_NL", "Q4_K_M"):
             files[kind] = folder / f"{kind}.gguf"
             quantizer.ask("quantize", source=str(path), target=str(files[kind]), type=kind)
         quantizer.close()

@@ -57,14 +57,15 @@ def main() -> None:
     values: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for command in commands.values():
         start(command)  # warms the page cache
-    for _ in range(1 if args.quick else args.rounds):
+    rounds = 1 if args.quick else args.rounds
+    for _ in range(rounds):
         for name, command in commands.items():
             values[name].append(start(command))
     lines = [
         "# Start",
         "",
         f"Made by `bench/start.py` on {datetime.date.today().isoformat()}: {cpu_name()}. The default model "
-        f"({model.stat().st_size / 1e6:.0f} MB), one question; medians of {args.rounds} interleaved rounds, page cache "
+        f"({model.stat().st_size / 1e6:.0f} MB), one question; medians of {rounds} interleaved rounds, page cache "
         "warm. From process creation to the first byte of the answer; peak memory is the maximum resident set.",
         "",
         "| | start to first token | slowest | peak memory |",

@@ -171,6 +171,15 @@ def test_python_in_the_readme_is_python() -> None:
         compile(block, "README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
+def test_links_between_the_documents_lead_somewhere() -> None:
+    broken = []
+    for page in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("bench/*.md"), *ROOT.glob("tests/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target and not (page.parent / target).exists():
+                broken.append(f"{where(page)}: {target}")
+    assert not broken
+
+
 def code_of(path: Path) -> list[str]:
     """The fenced blocks and inline code of a Markdown page."""
     text = path.read_text(encoding="utf-8")
