@@ -39,6 +39,7 @@ class Entry:
     path: Path
     worker: Worker
     seconds: dict[str, list[float]] = field(default_factory=dict)
+    settings: dict[str, dict[str, bool]] = field(default_factory=dict)  # of each measurement, found by a first try
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,21 @@ def model_file(shape: str, folder: Path, layers: int | None) -> Path:
 
 
 def measure(entries: list[Entry], plan: Plan) -> None:
-    """A warm-up of each entry, then `plan.rounds` rounds over all of them, every other one backwards."""
+    """A first try of everything, then `plan.rounds` rounds over all entries, every other one backwards.
+
+    The first try warms up, and finds for llama.cpp whether flash attention is the faster choice for a measurement.
+    """
     for entry in entries:
-        entry.worker.ask("prefill", prompt=plan.prompt)
+        for name, (do, arguments, _) in plan.measurements().items():
+            tries: list[dict[str, bool]] = [{}] if entry.engine == "Herder" else [{"flash": True}, {"flash": False}]
+            times = [entry.worker.ask(do, **arguments, **t)["seconds"] for t in tries]
+            entry.settings[name] = tries[times.index(min(times))]
     for i in range(plan.rounds):
         print(f"round {i + 1} of {plan.rounds}", file=sys.stderr)
         for name, (do, arguments, _) in plan.measurements().items():
             for entry in entries if i % 2 == 0 else entries[::-1]:
-                entry.seconds.setdefault(name, []).append(entry.worker.ask(do, **arguments)["seconds"])
+                answer = entry.worker.ask(do, **arguments, **entry.settings[name])
+                entry.seconds.setdefault(name, []).append(answer["seconds"])
 
 
 def run_shape(shape: str, llama_python: str, plan: Plan, threads: int, layers: int | None) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def run_shape(shape: str, llama_python: str, plan: Plan, threads: int, layers: i
         quantizer = Worker(llama_python, "peer_llamacpp.py")
         files = {base: path}
         # K-quants need rows of a multiple of 256; SmolLM2's 576 is not.
-        for kind in ("Q4_0", "IQ4_NL", "Q8_0") if shape == "smollm2" else ("IQ4_NL", "Q4_K_M"):
+        for kind in ("Q4_0", "IQ4_NL", "Q8_0") if shape == "smollm2" else ("Q4_K_M",):
             files[kind] = folder / f"{kind}.gguf"
             quantizer.ask("quantize", source=str(path), target=str(files[kind]), type=kind)
         quantizer.close()
@@ -115,7 +123,7 @@ def run_shape(shape: str, llama_python: str, plan: Plan, threads: int, layers: i
             "system": {"herder": about[0]["system"], "llama.cpp": about[1]["system"]},
             "entries": [
                 {"engine": e.engine, "format": e.kind, "file_bytes": e.path.stat().st_size, "seconds": e.seconds}
-                | {"tokens_per_s": rates(e, plan)}
+                | {"settings": e.settings, "tokens_per_s": rates(e, plan)}
                 for e in entries
             ],
         }

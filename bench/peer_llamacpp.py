@@ -6,10 +6,11 @@ Commands are JSON objects, one a line on standard input; each answer is one line
     {"do": "prefill", "prompt": 512}               -> {"seconds"}   one batch, an empty cache, logits of the last token
     {"do": "decode", "prompt": 512, "gen": 128, "streams": 1}
                                                    -> {"seconds"}   gen steps of one token a stream, after the prompt
+                                  both with "flash": false for the attention without flash attention
     {"do": "quantize", "source": ..., "target": ..., "type": "Q4_0"}      -> {}
 
-As llama-bench does, the tokens are arbitrary and nothing is sampled. Flash attention is on, every other setting is the
-default of the library (weights are repacked at load, the KV cache is float16); each stream has its own KV buffer.
+As llama-bench does, the tokens are arbitrary and nothing is sampled. All but flash attention is the default of the
+library (weights are repacked at load, the KV cache is float16); each stream has its own KV buffer.
 
     peer_llamacpp.py first-token MODEL PROMPT      prints the first greedy token of the chat-formatted prompt, and ends
 """
@@ -50,25 +51,25 @@ class Peer:
             raise SystemExit(f"llama.cpp cannot load {path}")
         self.threads = threads
         self.vocab = api.llama_vocab_n_tokens(api.llama_model_get_vocab(self.model))
-        self.contexts: dict[tuple[int, int], Any] = {}
-        self.filled: dict[Any, int] = {}  # context -> prompt length held by each of its streams
+        self.contexts: dict[tuple[int, int, bool], Any] = {}
+        self.filled: dict[tuple[int, int, bool], int] = {}  # context -> prompt length held by each of its streams
 
-    def context(self, streams: int, length: int) -> Any:
+    def context(self, streams: int, length: int, flash: bool) -> Any:
         """A context whose every stream holds `length` tokens."""
-        if (streams, length) not in self.contexts:
+        if (streams, length, flash) not in self.contexts:
             params = api.llama_context_default_params()
             params.n_ctx = -(-length // 256) * 256 * streams
             params.n_batch = params.n_ubatch = 512
             params.n_seq_max = streams
             params.n_threads = params.n_threads_batch = self.threads
-            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            params.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else api.LLAMA_FLASH_ATTN_TYPE_DISABLED
             params.kv_unified = False
             params.no_perf = True
             context = api.llama_init_from_model(self.model, params)
             if not context:
                 raise SystemExit("llama.cpp cannot make a context")
-            self.contexts[streams, length] = context
-        return self.contexts[streams, length]
+            self.contexts[streams, length, flash] = context
+        return self.contexts[streams, length, flash]
 
     def run(self, context: Any, tokens: list[tuple[int, int, int, bool]]) -> None:
         """One llama_decode over (token, position, stream, logits wanted), and its end."""
@@ -94,24 +95,24 @@ class Peer:
             end = min(start + 512, length)
             self.run(context, [(self.token(i), i, stream, i == length - 1) for i in range(start, end)])
 
-    def prefill(self, prompt: int) -> float:
-        context = self.context(1, prompt)
+    def prefill(self, prompt: int, flash: bool = True) -> float:
+        context = self.context(1, prompt, flash)
         api.llama_memory_clear(api.llama_get_memory(context), False)
         begin = time.perf_counter()
         self.prompt(context, prompt, 0)
         return time.perf_counter() - begin
 
-    def decode(self, prompt: int, gen: int, streams: int) -> float:
-        context = self.context(streams, prompt + gen)
+    def decode(self, prompt: int, gen: int, streams: int, flash: bool = True) -> float:
+        context = self.context(streams, prompt + gen, flash)
         memory = api.llama_get_memory(context)
-        if self.filled.get((streams, prompt + gen)) == prompt:
+        if self.filled.get((streams, prompt + gen, flash)) == prompt:
             for stream in range(streams):
                 api.llama_memory_seq_rm(memory, stream, prompt, -1)
         else:
             api.llama_memory_clear(memory, False)
             for stream in range(streams):
                 self.prompt(context, prompt, stream)
-            self.filled[streams, prompt + gen] = prompt
+            self.filled[streams, prompt + gen, flash] = prompt
         begin = time.perf_counter()
         for i in range(gen):
             self.run(context, [(self.token(i + s), prompt + i, s, True) for s in range(streams)])

@@ -28,7 +28,10 @@ def table(shape: dict[str, Any]) -> list[str]:
     lines = [f"| tokens/s | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for entry in shape["entries"]:
         rates = entry["tokens_per_s"]
-        cells = [f"{rates[n]:.1f} ({rates[n] / limit(n, shape, entry['file_bytes']):.0%})" for n in names]
+        cells = []
+        for n in names:
+            star = "" if entry["settings"][n].get("flash", True) else "*"
+            cells.append(f"{rates[n]:.1f}{star} ({rates[n] / limit(n, shape, entry['file_bytes']):.0%})")
         lines.append(f"| {entry['engine']}, {entry['format']} | {' | '.join(cells)} |")
     ours, *theirs = shape["entries"]
     cells = []
@@ -52,7 +55,8 @@ def markdown(result: dict[str, Any]) -> str:
         f"of N streams, all together, each after a prompt of its own of {plan['batched_prompt']} tokens. In brackets: "
         "the part of what this machine allows, by its measured read bandwidth and int8 peak.",
         "",
-        "Herder's figures include sampling; llama.cpp's are `llama_decode` alone, as in llama-bench.",
+        "Herder's figures include sampling; llama.cpp's are `llama_decode` alone, as in llama-bench, with flash "
+        "attention or without (*), whichever was faster in a first try.",
     ]
     for shape in result["shapes"]:
         limits = shape["limits"]
