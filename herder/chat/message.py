@@ -50,11 +50,26 @@ class Tool:
         return {"type": "function", "function": self.function()}
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ImagePart:
+    """An image among a message's parts.
+
+    data: the bytes of the image file. grid, tile_tokens: set by who prepares the image for a model, before rendering:
+    the (rows, columns) of tiles it was cut into, and how many prompt tokens stand for one tile (Llama 4; 0 where the
+    whole image is one token).
+    """
+
+    data: bytes
+    grid: tuple[int, int] | None = None
+    tile_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message.
 
-    content: text; None only beside tool calls. parts: the texts that content was joined from, if it came in parts.
+    content: text; None only beside tool calls. parts: the texts and images in order, if it came in parts; content is
+    then its texts joined.
     tool_calls: of an assistant. tool_call_id, name: of a tool's result, or a speaker's name.
     """
 
@@ -63,7 +78,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
-    parts: tuple[str, ...] | None = None
+    parts: tuple[str | ImagePart, ...] | None = None
 
     @property
     def text(self) -> str:

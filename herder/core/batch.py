@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from herder.core.request import Sampling, TokenLogprob
+from herder.core.config import LayerPlan
+from herder.core.request import Image, Sampling, TokenLogprob
 
 PAGE_TOKENS = 32  # HD_PAGE_TOKENS of the native core
 
@@ -43,6 +44,9 @@ class Chunk:
     prompt_tokens: how many of history are prompt.
     mask: None, or for each output position ceil(vocab / 32) little-endian uint32 words, bit set = allowed.
     targets: with Want.SCORE, the token to score at each output position.
+    local_pages: where limits.local_pages is not 0, the block table of the layers of bounded reach (LayerPlan.local), a
+    store of its own: as long as `pages`, entry i for the same positions, -1 where no position of it can be seen again.
+    images: all images of the sequence that begin before start + len(tokens), in order of position.
     """
 
     seq: int
@@ -58,6 +62,8 @@ class Chunk:
     prompt_tokens: int = 0
     mask: bytes | None = None
     targets: Sequence[int] = ()
+    local_pages: Sequence[int] = ()
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +96,9 @@ class Limits:
     batch_tokens: int  # most new tokens in one batch
     batch_chunks: int  # most chunks in one batch
     vocab: int
+    local_pages: int = 0  # pages of the layers of bounded reach; 0: they share `pages` with the others
+    local: LayerPlan | None = None  # with local_pages: whose first_visible() says which of them are still needed
+    images: bool = False  # whether chunks may carry images
 
 
 Ticket = Any  # a batch under way; what it is, only the executor that launched it knows

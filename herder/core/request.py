@@ -83,6 +83,23 @@ class TokenLogprob:
     top: tuple[tuple[int, float], ...] = ()  # (token, logprob), most likely first
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Image:
+    """An image of a prompt, prepared for the model's vision tower.
+
+    pixels: float32, normalized, contiguous, (tiles, 3, tile, tile); for Llama 4 the global tile, if any, is the last.
+    grid: (rows, columns) of the tiles that the image was cut into, the global tile not among them.
+    positions: the prompt positions that the image's embeddings replace, in order (Llama 4: its patch tokens); for
+    Llama 3.2 Vision the one position of its image token, from which on it is seen.
+    key: SHA-256 over pixels and grid: equal keys mean equal images, which the prefix cache relies on.
+    """
+
+    pixels: Any
+    grid: tuple[int, int]
+    positions: Sequence[int]
+    key: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the engine runs: tokens in, tokens out. Text lives above (text/, chat/).
@@ -96,6 +113,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_tokens: frozenset[int] = frozenset()
     priority: int = 0
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +129,7 @@ class Evaluation:
     report: Literal["scores", "logits", "hidden"]
     first: int = 0
     priority: int = 0
+    images: tuple[Image, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

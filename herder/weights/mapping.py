@@ -136,12 +136,13 @@ def _address_of(buffer: mmap.mmap) -> int:
 
 
 class OwnedBytes:
-    """Bytes that had to be rearranged at opening, with the interface of MappedFile where a tensor needs it."""
+    """Bytes that had to be rearranged, with the interface of MappedFile where a tensor needs it. Takes a bytearray over
+    without a copy."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes | bytearray) -> None:
         import ctypes
 
-        self._data = bytearray(data)
+        self._data = data if isinstance(data, bytearray) else bytearray(data)
         self._base = ctypes.addressof(ctypes.c_char.from_buffer(self._data))
 
     def address(self, offset: int) -> int:

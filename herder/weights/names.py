@@ -35,6 +35,19 @@ class Role(enum.IntEnum):
     B_GATE = 16
     B_UP = 17
     B_DOWN = 18
+    ROUTER = 19
+    EXPERT_GATE = 20
+    EXPERT_UP = 21
+    EXPERT_DOWN = 22
+    SHARED_GATE = 23
+    SHARED_UP = 24
+    SHARED_DOWN = 25
+    # The core has none of these: cross-attention layers (whose q, k, v and o are WQ..WO) and the vision tower.
+    Q_NORM = 26
+    K_NORM = 27
+    ATTN_GATE = 28
+    FFN_GATE = 29
+    VISION = 30
 
 
 # role: (canonical name, GGUF name); {} is the layer
@@ -63,7 +76,7 @@ _NAMES: dict[Role, tuple[str, str]] = {
 ATTENTION_BIASES = frozenset({Role.BQ, Role.BK, Role.BV, Role.BO})
 MLP_BIASES = frozenset({Role.B_GATE, Role.B_UP, Role.B_DOWN})
 BIASES = ATTENTION_BIASES | MLP_BIASES
-PER_LAYER = frozenset(role for role in Role if role >= Role.ATTN_NORM)
+PER_LAYER = frozenset(role for role in Role if Role.ATTN_NORM <= role <= Role.B_DOWN)
 
 # Names that carry no weight of the model, and why they may be left out. Everything else unknown is refused.
 _IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (

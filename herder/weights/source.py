@@ -7,7 +7,7 @@ right shape; whatever else the files hold is known to carry nothing, or refused 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,18 @@ from herder.weights.names import BIASES, PER_LAYER, Role, canonical_name
 
 @dataclass(frozen=True, slots=True)
 class TensorSource:
-    """One tensor in its storage format, where it lies in memory.
+    """One tensor in its storage format, where it lies in memory, or how it is made.
 
-    name: canonical. layer: 0 outside the layers. format_id: GGUF type id (herder.formats.table).
-    A matrix is (rows = outputs, cols = inputs); a vector has rows = 1. Row-major, no padding between rows.
+    name: canonical. layer: 0 outside the layers. expert: of the EXPERT roles. format_id: GGUF type id
+    (herder.formats.table). A matrix is (rows = outputs, cols = inputs); a vector has rows = 1. Row-major, no padding
+    between rows. Of Role.VISION, rows is the file's first dimension and cols the product of the others.
     address: of the first byte, valid until ModelFiles.close(); aligned to the file's alignment only, so possibly not to
-    the element size (safetensors). bytes: its length.
+    the element size (safetensors). bytes: what (format, rows, cols) needs.
     row_map: None, or `rows` entries: row r of the tensor is stored row row_map[r].
+    turned: 0, or the matrix is stored as its transpose, (cols, rows), with this many values from one stored row to the
+    next (Hugging Face's Llama 4 experts). Only of F32, F16 and BF16, and without a row map.
+    make: None where the file holds the tensor as it is; otherwise address is 0 and make() gives its bytes (shards
+    joined, quantized weights repacked). Each call makes them anew; who calls drops them when done.
     """
 
     name: str
@@ -41,26 +46,49 @@ class TensorSource:
     row_map: array[int] | None = None
     file: MappedFile | OwnedBytes | None = field(default=None, repr=False, compare=False)
     offset: int = field(default=0, repr=False, compare=False)
+    expert: int = 0
+    turned: int = 0
+    make: Callable[[], OwnedBytes] | None = field(default=None, repr=False, compare=False)
 
     @property
     def format(self) -> Format:
         return BY_ID[self.format_id]
 
     def view(self) -> memoryview:
-        """The stored bytes, without a copy; they outlive ModelFiles.close()."""
+        """The tensor's bytes in stored row order, row-major (rows, cols): without a copy where the file has them so,
+        made or transposed otherwise. They outlive ModelFiles.close()."""
+        if self.make is not None:
+            return self.make().view(0, self.bytes)
         assert self.file is not None
-        return self.file.view(self.offset, self.bytes)
+        return self._transposed() if self.turned else self.file.view(self.offset, self.bytes)
 
     def release(self) -> None:
         """Drops the mapped pages from this process's memory, for a loader that has repacked the tensor."""
+        if self.file is not None:
+            self.file.release(self.offset, self._span)
+
+    @property
+    def _span(self) -> int:
+        """Bytes from the first to the last of the stored ones."""
+        if not self.turned:
+            return self.bytes
+        return ((self.cols - 1) * self.turned + self.rows) * self.format.block_bytes
+
+    def _transposed(self) -> memoryview:
+        import numpy as np
+
         assert self.file is not None
-        self.file.release(self.offset, self.bytes)
+        size = self.format.block_bytes
+        stored = np.frombuffer(self.file.view(self.offset, self._span), f"u{size}")
+        columns = np.lib.stride_tricks.as_strided(stored, (self.rows, self.cols), (size, self.turned * size))
+        return memoryview(np.ascontiguousarray(columns)).cast("B")
 
 
 class ModelFiles:
     """The open files of one model.
 
-    kind: `gguf` or `safetensors`. path: what was opened; paths: every weight file. file_bytes: their total size.
+    kind: `gguf`, `safetensors` (Hugging Face), `meta` (consolidated.NN.pth) or `mistral` (consolidated.safetensors).
+    path: what was opened; paths: every weight file. file_bytes: their total size.
     tensors: in file order; read them through `load()`, which checks that the files are still whole.
     metadata: a GGUF's key/values (see weights/gguf.py for the types), or {"config.json": {...}, ...} of a directory.
     vocabulary_only: a GGUF without tensors, of which only the tokenizer can be used; `config` then raises.
@@ -123,8 +151,10 @@ class ModelFiles:
         that changes bytes and then sets the modification time back.
         """
         for tensor in self.tensors:
-            assert tensor.file is not None
-            tensor.file.verify_unchanged()
+            if tensor.file is not None:
+                tensor.file.verify_unchanged()
+            else:
+                self.verify_unchanged()
             yield tensor
         self.verify_unchanged()
 

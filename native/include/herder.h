@@ -82,7 +82,15 @@ typedef enum hd_role {
   HD_W_DOWN = 15, /* (dim, ffn_dim) */
   HD_B_GATE = 16,
   HD_B_UP = 17,
-  HD_B_DOWN = 18
+  HD_B_DOWN = 18,
+  /* Layers whose plan says experts; the three EXPERT roles come once per expert (hd_tensor.expert). */
+  HD_ROUTER = 19,      /* (n_experts, dim) */
+  HD_EXPERT_GATE = 20, /* (expert_ffn_dim, dim) */
+  HD_EXPERT_UP = 21,
+  HD_EXPERT_DOWN = 22, /* (dim, expert_ffn_dim) */
+  HD_SHARED_GATE = 23, /* (shared_ffn_dim, dim); with shared_ffn_dim > 0 */
+  HD_SHARED_UP = 24,
+  HD_SHARED_DOWN = 25 /* (dim, shared_ffn_dim) */
 } hd_role;
 
 typedef enum hd_dtype { HD_DTYPE_AUTO = 0, HD_DTYPE_FLOAT32 = 1 } hd_dtype;
