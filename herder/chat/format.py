@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from herder.chat.message import Message, Tool
+from herder.chat.message import ImagePart, Message, Tool
 from herder.core.errors import UsageError
 from herder.text.tokenizer import Tokenizer
 
@@ -26,10 +26,15 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Text that is encoded in one piece. learn: the spans (start, end), in characters, that the assistant wrote."""
+    """Text that is encoded in one piece. learn: the spans (start, end), in characters, that the assistant wrote.
+
+    space: whether a SentencePiece vocabulary puts its own space before it: True, as before a text of its own; False,
+    never, as where it continues a text; None, as the vocabulary has it at this place. No other vocabulary has one.
+    """
 
     text: str
     learn: tuple[tuple[int, int], ...] = ()
+    space: bool | None = None
 
 
 Segment = Control | Text
@@ -37,7 +42,10 @@ Segment = Control | Text
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
+    """images: the pictures of the prompt, in the order in which their tokens stand in it."""
+
     segments: tuple[Segment, ...]
+    images: tuple[ImagePart, ...] = ()
 
     @property
     def text(self) -> str:
@@ -51,7 +59,7 @@ class Prompt:
             if isinstance(segment, Control):
                 ids.append(segment.id)
             else:
-                ids += tokenizer.encode(segment.text, start=i == 0)
+                ids += _encode(segment, i == 0, tokenizer)
         return ids
 
     def encode_with_mask(self, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -66,10 +74,16 @@ class Prompt:
                 ids.append(segment.id)
                 mask.append(segment.learn)
                 continue
-            found = tokenizer.encode(segment.text, start=i == 0)
+            found = _encode(segment, i == 0, tokenizer)
             ids += found
             mask += _overlapping(segment, found, tokenizer)
         return ids, mask
+
+
+def _encode(segment: Text, first: bool, tokenizer: Tokenizer) -> list[int]:
+    if segment.space is None:
+        return tokenizer.encode(segment.text, start=first)
+    return tokenizer.encode(segment.text, start=True, space=segment.space)
 
 
 def _overlapping(segment: Text, ids: Sequence[int], tokenizer: Tokenizer) -> list[bool]:
@@ -140,3 +154,17 @@ def refuse_options(options: dict[str, Any], known: Sequence[str], name: str) -> 
         if option not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise UsageError(f"there is no option {option!r}: the chat format {name} {takes}")
+
+
+def refuse_images(messages: Sequence[Message], name: str) -> None:
+    """Raises UsageError for the first message with an image."""
+    for i, message in enumerate(messages):
+        if message.images:
+            raise UsageError(f"messages[{i}] has an image: the chat format {name} has no images, leave them out")
+
+
+def refuse_reasoning(messages: Sequence[Message], name: str) -> None:
+    """Raises UsageError for the first message with reasoning."""
+    for i, message in enumerate(messages):
+        if message.reasoning is not None:
+            raise UsageError(f"messages[{i}] has reasoning_content: the chat format {name} has no place for it")

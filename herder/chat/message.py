@@ -1,6 +1,6 @@
-"""What is said in a conversation: messages, tool calls and tools, checked field by field.
+"""What is said in a conversation: messages, images, tool calls and tools, checked field by field.
 
-The JSON is the one that OpenAI's chat API and Hugging Face's chat templates share.
+The JSON is the one that OpenAI's chat API and Hugging Face's chat templates share (chat/images.py reads its images).
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Message:
     content: text; None only beside tool calls. parts: the texts and images in order, if it came in parts; content is
     then its texts joined.
     tool_calls: of an assistant. tool_call_id, name: of a tool's result, or a speaker's name.
+    reasoning: what an assistant thought before it spoke, for models that say so.
     """
 
     role: Role
@@ -79,15 +80,26 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     parts: tuple[str | ImagePart, ...] | None = None
+    reasoning: str | None = None
 
     @property
     def text(self) -> str:
         return self.content or ""
 
+    @property
+    def images(self) -> tuple[ImagePart, ...]:
+        return tuple(part for part in self.parts or () if isinstance(part, ImagePart))
+
     def as_json(self) -> dict[str, Any]:
         """As chat templates expect it: keys that say nothing are left out."""
-        content = self.content if self.parts is None else [{"type": "text", "text": part} for part in self.parts]
+        content: Any = self.content
+        if self.parts is not None:
+            content = [
+                {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in self.parts
+            ]
         message: dict[str, Any] = {"role": self.role, "content": content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
         if self.tool_calls:
             message["tool_calls"] = [call.as_json() for call in self.tool_calls]
         for key in ("tool_call_id", "name"):
@@ -96,22 +108,26 @@ class Message:
         return message
 
 
-def read_messages(values: str | Iterable[Message | Json]) -> list[Message]:
-    """Messages from JSON, from Message, or one user's words as a string. Raises UsageError naming what is wrong."""
+def read_messages(values: str | Iterable[Message | Json], *, files: bool = True) -> list[Message]:
+    """Messages from JSON, from Message, or one user's words as a string. Raises UsageError naming what is wrong.
+
+    files: whether an image may be a path; False for what a stranger sends.
+    """
     if isinstance(values, str):
         values = [{"role": "user", "content": values}]
     if isinstance(values, Mapping) or not isinstance(values, Iterable):
         raise UsageError(f"messages is {_kind(values)}: expected a list of messages")
     messages = [
-        value if isinstance(value, Message) else read_message(value, f"messages[{i}]") for i, value in enumerate(values)
+        value if isinstance(value, Message) else read_message(value, f"messages[{i}]", files=files)
+        for i, value in enumerate(values)
     ]
     if not messages:
         raise UsageError("messages is empty: give at least one")
     return messages
 
 
-def read_message(value: Any, where: str = "message") -> Message:
-    known = ("role", "content", "tool_calls", "tool_call_id", "name")
+def read_message(value: Any, where: str = "message", *, files: bool = True) -> Message:
+    known = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
     given = _object(value, where, known, needed=("role",))
     role = given["role"]
     if role not in ROLES:
@@ -121,7 +137,9 @@ def read_message(value: Any, where: str = "message") -> Message:
         raise UsageError(f"{where}.tool_calls is {_kind(calls)}: expected a list")
     if calls and role != "assistant":
         raise UsageError(f"{where} has tool_calls, but its role is {role}: only the assistant calls tools")
-    content, parts = _content(given.get("content"), f"{where}.content", may_lack=bool(calls))
+    content, parts = _content(given.get("content"), f"{where}.content", may_lack=bool(calls), files=files)
+    if given.get("reasoning_content") is not None and role != "assistant":
+        raise UsageError(f"{where} has reasoning_content, but its role is {role}: only the assistant's is known")
     if given.get("tool_call_id") is not None and role not in ("tool", "ipython"):
         raise UsageError(f"{where} has tool_call_id, but its role is {role}: only a tool's result answers a call")
     return Message(
@@ -131,6 +149,7 @@ def read_message(value: Any, where: str = "message") -> Message:
         tool_call_id=_text(given.get("tool_call_id"), f"{where}.tool_call_id", optional=True),
         name=_text(given.get("name"), f"{where}.name", optional=True),
         parts=parts,
+        reasoning=_text(given.get("reasoning_content"), f"{where}.reasoning_content", optional=True),
     )
 
 
@@ -198,7 +217,9 @@ def check_json(value: Any, where: str, depth: int = MAX_DEPTH) -> None:
         raise UsageError(f"{where} is {_kind(value)}: expected JSON")
 
 
-def _content(value: Any, where: str, may_lack: bool) -> tuple[str | None, tuple[str, ...] | None]:
+def _content(
+    value: Any, where: str, *, may_lack: bool, files: bool
+) -> tuple[str | None, tuple[str | ImagePart, ...] | None]:
     if value is None:
         if not may_lack:
             raise UsageError(f"{where} is missing: expected text")
@@ -207,14 +228,33 @@ def _content(value: Any, where: str, may_lack: bool) -> tuple[str | None, tuple[
         return _text(value, where), None
     if not isinstance(value, Sequence):
         raise UsageError(f"{where} is {_kind(value)}: expected text or a list of parts")
-    parts = []
+    parts: list[str | ImagePart] = []
     for i, part in enumerate(value):
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind != "text":
-            raise UsageError(f"{where}[{i}] is a part of type {kind!r}: only text is supported")
-        given = _object(part, f"{where}[{i}]", ("type", "text"), needed=("text",))
-        parts.append(_text(given["text"], f"{where}[{i}].text") or "")
-    return "".join(parts), tuple(parts)
+        if kind == "text":
+            given = _object(part, f"{where}[{i}]", ("type", "text"), needed=("text",))
+            parts.append(_text(given["text"], f"{where}[{i}].text"))
+        elif kind == "image_url" or kind == "image":
+            parts.append(_image(part, f"{where}[{i}]", files))
+        else:
+            raise UsageError(f"{where}[{i}] is a part of type {kind!r}: expected text, image or image_url")
+    return "".join([part for part in parts if isinstance(part, str)]), tuple(parts)
+
+
+def _image(part: Json, where: str, files: bool) -> ImagePart:
+    """{"type": "image_url", "image_url": {"url", "detail"}} or {"type": "image", "image": ...}."""
+    from herder.chat import images  # text alone needs no base64
+
+    if part["type"] == "image":
+        given = _object(part, where, ("type", "image"), needed=("image",))
+        return ImagePart(images.read(given["image"], f"{where}.image", files=files))
+    given = _object(part, where, ("type", "image_url"), needed=("image_url",))
+    value = given["image_url"]
+    if not isinstance(value, str):
+        value = _object(value, f"{where}.image_url", ("url", "detail"), needed=("url",))
+        images.check_detail(value.get("detail"), f"{where}.image_url.detail")
+        value = value["url"]
+    return ImagePart(images.read_url(_text(value, f"{where}.image_url"), f"{where}.image_url"))
 
 
 def _object(value: Any, where: str, known: Sequence[str], needed: Sequence[str]) -> Json:

@@ -13,7 +13,7 @@ from typing import Any
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.text.bpe import ByteLevel, Encode, build, byte_alphabet, byte_level, fitting
 from herder.text.splits import split_named
-from herder.text.tokenizer import TURN_ENDS, Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary, text_of
+from herder.text.tokenizer import TURN_ENDS, Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary, disguised, text_of
 
 PREFIX = "tokenizer.ggml."
 _NEITHER_SPACE_NOR_NEWLINE = bytes(byte for byte in range(256) if byte not in b" \n")
@@ -91,6 +91,7 @@ def _vocabulary(metadata: Mapping[str, Any], spelling: Spelling) -> Vocabulary:
         if twice:
             raise ModelFileError(f"{PREFIX}tokens holds {twice[0]!r} twice")
     ids.pop(b"", None)
+    kinds |= disguised(ids, kinds, tokens)
     return Vocabulary(tokens, ids, kinds, spelling)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.text.bpe import Encode, Merge, build, encoder, fitting
-from herder.text.tokenizer import SPACE, TURN_ENDS, Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary
+from herder.text.tokenizer import SPACE, TURN_ENDS, Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary, disguised
 
 MAX_FILE = 256 << 20  # bytes; Llama 4's has 28 MB
 Json = dict[str, Any]
@@ -85,6 +85,7 @@ def _vocabulary(data: Json, path: Path) -> tuple[Vocabulary, set[str]]:
         if tokens[i]:
             raise ModelFileError(f"{path} gives the id {i} to two tokens")
         tokens[i] = token.encode("utf-8", "surrogateescape")
+    kinds |= disguised({token: i for i, token in enumerate(tokens) if token}, kinds, tokens)
     apart = {token for token, i in ids.items() if kinds.get(i) in (Kind.CONTROL, Kind.USER_DEFINED)}
     return Vocabulary(tokens, {token: i for i, token in enumerate(tokens) if token}, kinds, spelling), apart
 

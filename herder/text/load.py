@@ -10,6 +10,7 @@ from herder.core.errors import ModelFileError, ModelNotFound, UsageError
 from herder.text.tokenizer import Tokenizer
 
 NAMES = ("tokenizer.json", "tokenizer.model", "tekken.json")  # looked for in a directory, in this order
+VERSIONED = "tokenizer.model.v*"  # Mistral's, beside params.json; a tokenizer.model without a version may be older
 _HEAD = 4096  # bytes that tell the formats apart
 
 
@@ -24,7 +25,10 @@ def load_tokenizer(source: Mapping[str, Any] | Path) -> Tokenizer:
         return gguf_tokenizer(source)
     path = Path(source)
     if path.is_dir():
-        found = [path / name for name in NAMES if (path / name).is_file()]
+        found = sorted(path.glob(VERSIONED)) if not (path / "tokenizer.json").is_file() else []
+        if len(found) > 1:
+            raise ModelFileError(f"{path} holds {found[0].name} and {found[1].name}: leave only the model's own there")
+        found += [path / name for name in NAMES if (path / name).is_file()]
         if not found:
             raise ModelNotFound(f"{path} holds no tokenizer: none of {', '.join(NAMES)} is there")
         path = found[0]

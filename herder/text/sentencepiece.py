@@ -9,15 +9,18 @@ UTF-8 bytes (`<0xNN>`). Source: sentencepiece `bpe_model.cc`, `normalizer.cc`.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.text.bpe import Encode, build, encoder, merges_by_rank
-from herder.text.tokenizer import Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary, text_of
+from herder.text.tokenizer import Kind, Prefix, Special, Spelling, Tokenizer, Vocabulary, disguised, text_of
 
 MAX_FILE = 64 << 20  # bytes; the largest known (Gemma's) has 4 MiB
+_END_OF_INFILL = "\u2581<EOT>".encode()  # Code Llama's
+_VERSION = re.compile(r"\.model\.(v\d+)(?:m\d+)?$")  # Mistral's: tokenizer.model.v3, and v7m1 for one with images
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 
 
@@ -73,11 +76,13 @@ def _tokenizer(data: bytes, path: Path) -> Tokenizer:
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         raise ModelFileError(f"{path} holds {next(t for i, t in enumerate(tokens) if ids[t] != i)!r} twice")
+    kinds |= disguised(ids, kinds, tokens)
     vocabulary = Vocabulary(tokens, ids, kinds, Spelling.PIECES)
     special = _special(trainer, vocabulary)
     encode = piece_encoder(vocabulary, scores, special.unknown)
     prefix = Prefix.TEXT if _integer(normalizer, 3, 1) else Prefix.NEVER
-    return Tokenizer("spm", vocabulary, encode, special, prefix=prefix)
+    version = _VERSION.search(path.name)
+    return Tokenizer("spm", vocabulary, encode, special, prefix=prefix, version=version[1] if version else None)
 
 
 def _special(trainer: dict[int, int | bytes], vocabulary: Vocabulary) -> Special:
@@ -94,7 +99,7 @@ def _special(trainer: dict[int, int | bytes], vocabulary: Vocabulary) -> Special
         eos=eos,
         unknown=token(45, "<unk>"),
         pad=token(48, "<pad>"),
-        stops=frozenset(() if eos is None else {eos}),
+        stops=frozenset({i for i in (eos, vocabulary.ids.get(_END_OF_INFILL)) if i is not None}),
         add_bos=bos is not None,
     )
 

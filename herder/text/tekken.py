@@ -74,4 +74,5 @@ def _tokenizer(data: dict[str, Any], path: Path) -> Tokenizer:
             add_bos=True,
         ),
         first=count,
+        version=str(config["version"]),
     )

@@ -69,6 +69,7 @@ def rank_tokenizer(
     *,
     first: int,
     meta: bool = False,
+    version: str | None = None,
 ) -> Tokenizer:
     """A tokenizer over ranks instead of merges.
 
@@ -92,7 +93,7 @@ def rank_tokenizer(
         full,
     )
     vocabulary = Vocabulary(tokens, ids | {tokens[i]: i for i in kinds}, kinds, Spelling.RAW)
-    return Tokenizer(name, vocabulary, encode, special, chunks=meta_chunks if meta else None)
+    return Tokenizer(name, vocabulary, encode, special, chunks=meta_chunks if meta else None, version=version)
 
 
 def read_ranks(path: Path) -> list[bytes]:

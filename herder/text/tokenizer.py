@@ -31,7 +31,13 @@ TURN_ENDS = (
     "<|endoftext|>",
     "<|end|>",
     "</s>",
+    "\u2581<EOT>",
 )
+
+# Control tokens that files call words, or pieces that text may merge into: Code Llama's, whose "\u2581<PRE>" its own
+# tokenizer makes of a user's " <PRE>"; and DeepSeek's, with bars of double width. Here they come from ids only.
+_CODE_LLAMA = ("\u2581<PRE>", "\u2581<MID>", "\u2581<SUF>", "\u2581<EOT>", "<step>")
+_BARS = re.compile(rb"<(?:\||\xef\xbd\x9c)[^<>\s]+(?:\||\xef\xbd\x9c)>")
 
 
 class Spelling(enum.Enum):
@@ -86,6 +92,13 @@ class Vocabulary:
         return {token: i for i, token in enumerate(spellings) if token and i not in self.kinds}
 
 
+def disguised(ids: Mapping[bytes, int], kinds: Mapping[int, Kind], tokens: Sequence[bytes]) -> dict[int, Kind]:
+    """The tokens that are control tokens although their file says otherwise, as kinds to be added to its own."""
+    found = [ids[name] for name in map(str.encode, _CODE_LLAMA) if name in ids]
+    found += [i for i, kind in kinds.items() if kind == Kind.USER_DEFINED and _BARS.fullmatch(tokens[i])]
+    return dict.fromkeys(found, Kind.CONTROL)
+
+
 def text_of(spelling: bytes) -> str:
     """A spelling as text; bytes that are not UTF-8 (a damaged file's) become lone surrogates."""
     return spelling.decode("utf-8", "surrogateescape")
@@ -113,6 +126,7 @@ class Tokenizer:
     name: the kind, as `bpe/llama-bpe` or `spm`. vocab_size: ids run from 0 to vocab_size - 1 (some may be unused).
     prefix: which texts begin with a space of their own; decoding takes the first one away.
     chunks: cuts a long text into parts that are encoded one by one.
+    version: the one that Mistral gives its files (`v3`), as far as they say; each has a chat format of its own.
     """
 
     def __init__(
@@ -124,8 +138,10 @@ class Tokenizer:
         *,
         prefix: Prefix = Prefix.NEVER,
         chunks: Callable[[str], Iterator[str]] | None = None,
+        version: str | None = None,
     ) -> None:
         self.name = name
+        self.version = version
         self.vocab_size = len(vocabulary.tokens)
         self.special = special
         self.prefix = prefix
@@ -190,33 +206,36 @@ class Tokenizer:
         return self._vocabulary.of(Kind.CONTROL, Kind.UNKNOWN)
 
     # Encoding ------------------------------------------------------------------------------------------------------
-    def encode(self, text: str, *, bos: bool = False, special: bool = False, start: bool = True) -> list[int]:
+    def encode(
+        self, text: str, *, bos: bool = False, special: bool = False, start: bool = True, space: bool = True
+    ) -> list[int]:
         """The ids of `text`.
 
         bos: put the BOS token first (nothing for a model without one).
         special: parse the spellings of control tokens. Only for text that contains no user's words.
         start: the text begins the sequence (this matters to Prefix.METASPACE_FIRST only).
+        space: False leaves out the space that SentencePiece puts before a text: this one continues another.
         Raises UsageError for a lone surrogate, which no UTF-8 text can hold.
         """
         ids = [self.special.bos] if bos and self.special.bos is not None else []
         if not special:
-            return ids + self._plain(text, start)
+            return ids + self._plain(text, start, space)
         if self._specials is None:
             self._specials = Matcher(self.control_tokens())
         for part in self._specials.split(text):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._plain(part, start)
-            start = False
+                ids += self._plain(part, start, space)
+            start, space = False, True
         return ids
 
-    def _plain(self, text: str, start: bool) -> list[int]:
+    def _plain(self, text: str, start: bool, space: bool = True) -> list[int]:
         if not text:
             return []
         if self._vocabulary.spelling is Spelling.PIECES:
             text = text.replace(" ", SPACE)
-            if self.prefix is Prefix.TEXT:
+            if self.prefix is Prefix.TEXT and space:
                 text = SPACE + text
         ids: list[int] = []
         try:
@@ -224,8 +243,8 @@ class Tokenizer:
                 if isinstance(part, int):
                     ids.append(part)
                 else:
-                    ids += self._core(self._prefixed(part, start))
-                start = False
+                    ids += self._core(self._prefixed(part, start) if space else part)
+                start, space = False, True
         except (TypeError, UnicodeEncodeError):
             raise _surrogate(text) from None
         return ids

@@ -26,7 +26,7 @@ def test_messages_of_every_role() -> None:
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "content": "r", "tool_call_id": "c1", "name": "f"},
         {"role": "ipython", "content": "r"},
-        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "", "reasoning_content": "hm"},
     ]
     messages = read_messages(given)
     assert messages[2] == Message("assistant", None, (ToolCall("f", {"a": [1, None]}, "c1"),))
@@ -77,8 +77,9 @@ def calling(**changes: Any) -> dict[str, Any]:
         ([user(temperature=1)], "messages[0] has 'temperature', which is not known: known are role, content"),
         ([user(content=None)], "messages[0].content is missing: expected text"),
         ([user(content=3)], "messages[0].content is int 3: expected text or a list of parts"),
-        ([user(content=[{"type": "image_url"}])], "messages[0].content[0] is a part of type 'image_url'"),
-        ([user(content=["a"])], "messages[0].content[0] is a part of type None: only text is supported"),
+        ([user(content=[{"type": "video"}])], "messages[0].content[0] is a part of type 'video': expected text, image"),
+        ([user(content=["a"])], "messages[0].content[0] is a part of type None: expected text, image or image_url"),
+        ([user(reasoning_content="r")], "messages[0] has reasoning_content, but its role is user"),
         ([user(content=[{"type": "text", "text": "a", "x": 1}])], "messages[0].content[0] has 'x'"),
         ([user(content="a\ud800")], "messages[0].content holds a lone surrogate (U+D800)"),
         ([user(name=3)], "messages[0].name is int 3: expected text"),
