@@ -78,6 +78,19 @@ def _store(layout: np.dtype[np.void], d: Floats, q: Integers, m: Floats | None =
     return blocks.view(np.uint8).reshape(len(blocks), -1)
 
 
+def store_integers(fmt: table.Format, d: Floats, q: Integers) -> Bytes:
+    """Blocks of Q4_0, Q5_0 or Q8_0 from their scales and integers, exactly.
+
+    d: (n, 1), each a value of float16. q: (n, 32), from -8 to 7, -16 to 15 or -128 to 127: w = d q.
+    """
+    if fmt is table.Q8_0:
+        blocks = np.empty(len(q), Q8_0)
+        blocks["d"], blocks["q"] = d[:, 0], q
+        return blocks.view(np.uint8).reshape(len(blocks), -1)
+    layout, offset = (Q4_0, 8) if fmt is table.Q4_0 else (Q5_0, 16)
+    return _store(layout, d, (q + offset).astype(np.uint8))
+
+
 def _pack_symmetric(values: Floats, layout: np.dtype[np.void], offset: int) -> Bytes:
     """The scale takes the value of largest magnitude, sign included, to -offset: the end of the range that has one more
     step than the other."""
