@@ -192,6 +192,11 @@ class Llama(nn.Module):
         self.lm_head = nn.Linear(config.dim, config.vocab, bias=False)
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+        if config.vision is not None:
+            from herder.model.vision.encoder import make_projector, make_tower
+
+            self.vision_model = make_tower(config.vision)
+            self.multi_modal_projector = make_projector(config.vision, config.dim)
 
     def forward(
         self,
@@ -202,6 +207,12 @@ class Llama(nn.Module):
     ) -> Tensor:
         """Logits after each token: float32 (..., vocab). The arguments are the Decoder's."""
         return self.logits(self.model(tokens, positions, cache, images))
+
+    def see(self, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What an image is to the decoder, (m, dim): the rows in place of its patch tokens' embeddings (Llama 4), or
+        the states that cross-attention reads (Llama 3.2 Vision). pixels, grid: see core.request.Image."""
+        out: Tensor = self.multi_modal_projector(self.vision_model(pixels, grid))
+        return out
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 (..., vocab) of the decoder's hidden states (..., dim)."""

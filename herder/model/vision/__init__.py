@@ -1,0 +1,1 @@
+"""Image encoders: tiles of pixels -> states that the decoder reads, one file a generation."""
