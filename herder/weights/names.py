@@ -1,9 +1,12 @@
 """Tensor names and one row order: what a file calls a tensor -> its role and layer -> the canonical name, and back.
 
 Canonical names are Hugging Face's (`model.layers.3.self_attn.q_proj.weight`), and q and k rows are canonically in its
-half-split RoPE order: within a head, rotation i pairs row i with row i + head_dim / 2. GGUF files of architecture
-`llama` keep Meta's interleaved order, which pairs rows 2i and 2i + 1; `interleaved_rows` gathers them. A gather of
-whole rows is exact for every storage format, since a block never spans two rows.
+half-split RoPE order: within a head, rotation i pairs row i with row i + head_dim / 2. GGUF files, Meta's own files and
+Hugging Face's Llama 4 keep the interleaved order, which pairs rows 2i and 2i + 1; `interleaved_rows` gathers them. A
+gather of whole rows is exact for every storage format, since a block never spans two rows.
+
+Where Hugging Face's names differ between models, ours are Llama's, with `mlp.router`, `mlp.experts.E` and
+`mlp.shared_expert` for mixtures of experts (names_hf.py turns the others into them).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import enum
 import re
 from array import array
+from typing import NamedTuple
 
 
 class Role(enum.IntEnum):
@@ -50,7 +54,7 @@ class Role(enum.IntEnum):
     VISION = 30
 
 
-# role: (canonical name, GGUF name); {} is the layer
+# role: (canonical name, GGUF name); {} is the layer, {expert} the expert. GGUF stacks all experts in one tensor.
 _NAMES: dict[Role, tuple[str, str]] = {
     Role.EMBED: ("model.embed_tokens.weight", "token_embd.weight"),
     Role.HEAD: ("lm_head.weight", "output.weight"),
@@ -71,17 +75,32 @@ _NAMES: dict[Role, tuple[str, str]] = {
     Role.B_GATE: ("model.layers.{}.mlp.gate_proj.bias", "blk.{}.ffn_gate.bias"),
     Role.B_UP: ("model.layers.{}.mlp.up_proj.bias", "blk.{}.ffn_up.bias"),
     Role.B_DOWN: ("model.layers.{}.mlp.down_proj.bias", "blk.{}.ffn_down.bias"),
+    Role.ROUTER: ("model.layers.{}.mlp.router.weight", "blk.{}.ffn_gate_inp.weight"),
+    Role.EXPERT_GATE: ("model.layers.{}.mlp.experts.{expert}.gate_proj.weight", "blk.{}.ffn_gate_exps.weight"),
+    Role.EXPERT_UP: ("model.layers.{}.mlp.experts.{expert}.up_proj.weight", "blk.{}.ffn_up_exps.weight"),
+    Role.EXPERT_DOWN: ("model.layers.{}.mlp.experts.{expert}.down_proj.weight", "blk.{}.ffn_down_exps.weight"),
+    Role.SHARED_GATE: ("model.layers.{}.mlp.shared_expert.gate_proj.weight", "blk.{}.ffn_gate_shexp.weight"),
+    Role.SHARED_UP: ("model.layers.{}.mlp.shared_expert.up_proj.weight", "blk.{}.ffn_up_shexp.weight"),
+    Role.SHARED_DOWN: ("model.layers.{}.mlp.shared_expert.down_proj.weight", "blk.{}.ffn_down_shexp.weight"),
+    Role.Q_NORM: ("model.layers.{}.cross_attn.q_norm.weight", ""),
+    Role.K_NORM: ("model.layers.{}.cross_attn.k_norm.weight", ""),
+    Role.ATTN_GATE: ("model.layers.{}.cross_attn_attn_gate", ""),
+    Role.FFN_GATE: ("model.layers.{}.cross_attn_mlp_gate", ""),
 }
 
+ATTENTION = frozenset({Role.WQ, Role.WK, Role.WV, Role.WO})
 ATTENTION_BIASES = frozenset({Role.BQ, Role.BK, Role.BV, Role.BO})
 MLP_BIASES = frozenset({Role.B_GATE, Role.B_UP, Role.B_DOWN})
 BIASES = ATTENTION_BIASES | MLP_BIASES
-PER_LAYER = frozenset(role for role in Role if Role.ATTN_NORM <= role <= Role.B_DOWN)
+EXPERTS = frozenset({Role.EXPERT_GATE, Role.EXPERT_UP, Role.EXPERT_DOWN})
+PER_LAYER = frozenset(role for role in Role if Role.ATTN_NORM <= role <= Role.FFN_GATE)
+
+STACKED = -1  # Place.expert of a tensor that holds all experts of its layer, one after another
 
 # Names that carry no weight of the model, and why they may be left out. Everything else unknown is refused.
 _IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
     (
-        re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd(\.weight)?"),
+        re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq|blk\.\d+\.attn_rot_embd(\.weight)?"),
         "RoPE frequencies as older converters stored them: a function of rope_theta and head_dim, which we compute",
     ),
     (re.compile(r"rope_freqs\.weight"), "read into Rope.factors"),
@@ -89,30 +108,56 @@ _IGNORED: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 _LAYER = re.compile(r"(model\.layers|blk)\.(0|[1-9]\d{0,8})\.")
-_BY_NAME: dict[str, Role] = {name: role for role, names in _NAMES.items() for name in names}
+_EXPERT = re.compile(r"mlp\.experts\.(0|[1-9]\d{0,8})\.")
+_GGUF_EXPERT = re.compile(r"ffn_(gate|up|down)\.(0|[1-9]\d{0,8})\.weight")  # before experts were stacked
+_BY_NAME: dict[str, Role] = {name: role for role, names in _NAMES.items() for name in names if name}
 
 
-def canonical_name(role: Role, layer: int = 0) -> str:
-    """The Hugging Face name. layer is not used for the three roles outside the layers."""
-    return _NAMES[role][0].format(layer)
+class Place(NamedTuple):
+    """What a tensor is in which layer. layer is 0 outside the layers, expert 0 but for the EXPERT roles, where it may
+    be STACKED. cross: the name is that of a cross-attention layer's q, k, v or o."""
+
+    role: Role
+    layer: int = 0
+    expert: int = 0
+    cross: bool = False
+
+
+def canonical_name(role: Role, layer: int = 0, expert: int = 0, cross: bool = False) -> str:
+    """The canonical name. Arguments that a role's name does not have are not used. Role.VISION has many names, those of
+    the Hugging Face hub: KeyError."""
+    name = _NAMES[role][0].format(layer, expert=expert)
+    return name.replace(".self_attn.", ".cross_attn.") if cross and role in ATTENTION else name
 
 
 def gguf_name(role: Role, layer: int = 0) -> str:
-    """The GGUF name. layer is not used for the three roles outside the layers."""
-    return _NAMES[role][1].format(layer)
+    """The GGUF name, of the EXPERT roles that of all experts stacked. KeyError for a role that no GGUF file has."""
+    name = _NAMES[role][1]
+    if not name:
+        raise KeyError(role)
+    return name.format(layer)
 
 
-def parse_name(name: str) -> tuple[Role, int] | None:
-    """(role, layer) of a canonical or GGUF name; layer is 0 outside the layers; None for a name that is neither."""
-    layer = 0
-    match = _LAYER.match(name)
-    if match is not None:
-        layer = int(match[2])
-        name = f"{match[1]}.{{}}.{name[match.end() :]}"
-    role = _BY_NAME.get(name)
-    if role is None or (role in PER_LAYER) != (match is not None):  # a name that itself holds "{}" is no name
+def parse_name(name: str) -> Place | None:
+    """Where a canonical or GGUF name belongs; None for a name that is neither (or of the vision tower)."""
+    if "{" in name:  # the tables' own placeholders
         return None
-    return role, layer
+    match = _LAYER.match(name)
+    if match is None:
+        role = _BY_NAME.get(name)
+        return None if role is None or role in PER_LAYER else Place(role)
+    layer, rest, expert, cross = int(match[2]), name[match.end() :], 0, False
+    if match[1] == "blk":
+        if numbered := _GGUF_EXPERT.fullmatch(rest):
+            rest, expert = f"ffn_{numbered[1]}_exps.weight", int(numbered[2])
+        elif "_exps." in rest:
+            expert = STACKED
+    elif numbered := _EXPERT.match(rest):
+        rest, expert = "mlp.experts.{expert}." + rest[numbered.end() :], int(numbered[1])
+    elif rest.startswith("cross_attn.") and rest.endswith("_proj.weight"):
+        rest, cross = "self_attn." + rest.removeprefix("cross_attn."), True
+    role = _BY_NAME.get(f"{match[1]}.{{}}.{rest}")
+    return None if role is None else Place(role, layer, expert, cross)
 
 
 def ignored(name: str) -> str | None:

@@ -9,14 +9,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from herder.core.config import ModelConfig
+from herder.core.config import Experts, LayerPlan, ModelConfig
 from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
 from herder.formats.table import BY_ID, Format
 from herder.weights.mapping import MappedFile, OwnedBytes
-from herder.weights.names import BIASES, PER_LAYER, Role, canonical_name
+from herder.weights.names import ATTENTION, ATTENTION_BIASES, EXPERTS, MLP_BIASES, Place, Role, canonical_name
+from herder.weights.vision_tensors import vision_shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class TensorSource:
         size = self.format.block_bytes
         stored = np.frombuffer(self.file.view(self.offset, self._span), f"u{size}")
         columns = np.lib.stride_tricks.as_strided(stored, (self.rows, self.cols), (size, self.turned * size))
-        return memoryview(np.ascontiguousarray(columns)).cast("B")
+        return memoryview(np.ascontiguousarray(columns)).cast("B")  # type: ignore[arg-type]  # has the buffer protocol
 
 
 class ModelFiles:
@@ -206,10 +208,12 @@ def _gguf_in(directory: Path) -> Path:
 
 
 def shape_of(role: Role, config: ModelConfig) -> tuple[int, int]:
-    """(rows, cols) that a tensor of this role must have; (1, length) for vectors."""
+    """(rows, cols) that a tensor of this role must have; (1, length) for vectors. Role.VISION has no one shape: see
+    vision_tensors.py."""
     q, kv = config.heads * config.head_dim, config.kv_heads * config.head_dim
+    moe = config.experts or Experts(0, 0, 0, "softmax")
     return {
-        Role.EMBED: (config.vocab, config.dim),
+        Role.EMBED: (config.embedding_rows or config.vocab, config.dim),
         Role.HEAD: (config.vocab, config.dim),
         Role.FINAL_NORM: (1, config.dim),
         Role.ATTN_NORM: (1, config.dim),
@@ -228,6 +232,17 @@ def shape_of(role: Role, config: ModelConfig) -> tuple[int, int]:
         Role.B_GATE: (1, config.ffn_dim),
         Role.B_UP: (1, config.ffn_dim),
         Role.B_DOWN: (1, config.dim),
+        Role.ROUTER: (moe.count, config.dim),
+        Role.EXPERT_GATE: (moe.ffn_dim, config.dim),
+        Role.EXPERT_UP: (moe.ffn_dim, config.dim),
+        Role.EXPERT_DOWN: (config.dim, moe.ffn_dim),
+        Role.SHARED_GATE: (moe.shared_ffn_dim, config.dim),
+        Role.SHARED_UP: (moe.shared_ffn_dim, config.dim),
+        Role.SHARED_DOWN: (config.dim, moe.shared_ffn_dim),
+        Role.Q_NORM: (1, config.head_dim),
+        Role.K_NORM: (1, config.head_dim),
+        Role.ATTN_GATE: (1, 1),
+        Role.FFN_GATE: (1, 1),
     }[role]
 
 
@@ -237,28 +252,62 @@ def check_shape_sanity(where: str, config: ModelConfig) -> None:
         raise ModelFileError(f"{where}: {config.heads} heads are not a multiple of {config.kv_heads} KV heads")
     if config.head_dim % 2:
         raise ModelFileError(f"{where}: head_dim is {config.head_dim}: RoPE needs an even number")
+    if config.experts is not None and config.experts.active > config.experts.count:
+        raise ModelFileError(
+            f"{where}: {config.experts.active} experts for each token are more than all {config.experts.count}"
+        )
+
+
+def required(config: ModelConfig, biases: frozenset[Role] = frozenset()) -> Iterator[Place]:
+    """The tensors of the language model that its files must hold, and no others. biases: the bias roles that each layer
+    of self-attention (or with a dense feed-forward network) has."""
+    yield Place(Role.EMBED)
+    for layer, plan in enumerate(config.plan):
+        for role in sorted(_layer_roles(config, plan) | biases):
+            if (role in ATTENTION_BIASES and plan.cross) or (role in MLP_BIASES and plan.experts):
+                continue
+            count = config.experts.count if config.experts is not None and role in EXPERTS else 1
+            for expert in range(count):
+                yield Place(role, layer, expert, plan.cross and role in ATTENTION)
+    yield Place(Role.FINAL_NORM)
+    if not config.tied:
+        yield Place(Role.HEAD)
+
+
+def _layer_roles(config: ModelConfig, plan: LayerPlan) -> frozenset[Role]:
+    roles = ATTENTION | {Role.ATTN_NORM, Role.FFN_NORM}
+    if plan.cross:
+        roles |= {Role.Q_NORM, Role.K_NORM, Role.ATTN_GATE, Role.FFN_GATE}
+    if not plan.experts or config.experts is None:
+        return roles | {Role.W_GATE, Role.W_UP, Role.W_DOWN}
+    shared = {Role.SHARED_GATE, Role.SHARED_UP, Role.SHARED_DOWN} if config.experts.shared_ffn_dim else frozenset()
+    return roles | {Role.ROUTER} | EXPERTS | shared
 
 
 def check_complete(
-    where: str, config: ModelConfig, present: Iterable[tuple[Role, int]], biases: frozenset[Role]
+    where: str, config: ModelConfig, tensors: Iterable[TensorSource], biases: frozenset[Role] = frozenset()
 ) -> None:
-    """Raises ModelFileError unless the tensors are exactly those the configuration asks for.
+    """Raises ModelFileError unless the tensors are exactly those the configuration asks for, the image encoder's
+    included, each once.
 
-    biases: the bias roles that each layer must have.
+    biases: the bias roles that the model has. Takes no more time and memory than the tensors there are deserve, however
+    many a lying configuration asks for.
     """
-    per_layer = (PER_LAYER - BIASES) | biases
-    required = {(role, layer) for role in per_layer for layer in range(config.layers)}
-    required |= {(Role.EMBED, 0), (Role.FINAL_NORM, 0)}
-    if not config.tied:
-        required.add((Role.HEAD, 0))
-    found = set(present)
-    missing = sorted(required - found, key=lambda item: (item[1], item[0]))
-    if missing:
-        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-        raise ModelFileError(f"{where}: tensor {canonical_name(*missing[0])} is missing{more}: download the file again")
-    extra = sorted(found - required)
-    if extra:
+    found: set[str] = set()
+    for tensor in tensors:
+        if tensor.name in found:
+            raise ModelFileError(f"{where}: tensor {tensor.name} is there twice: convert the model again")
+        found.add(tensor.name)
+    vision = vision_shapes(config)
+    wanted = 0
+    for name in chain((canonical_name(*place) for place in required(config, biases)), vision):
+        wanted += 1
+        if name not in found:
+            raise ModelFileError(f"{where}: tensor {name} is missing: download the file again")
+    if wanted < len(found):
+        asked = {canonical_name(*place) for place in required(config, biases)} | set(vision)
+        moe = f", {sum(plan.experts for plan in config.plan)} of them with experts" if config.experts else ""
         raise ModelFileError(
-            f"{where}: tensor {canonical_name(*extra[0])} does not belong to a model of {config.layers} layers with "
+            f"{where}: tensor {min(found - asked)} does not belong to a model of {config.layers} layers{moe} with "
             f"attention_bias {config.attention_bias}, mlp_bias {config.mlp_bias}: file and configuration disagree"
         )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import struct
-from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from herder.core.config import ModelConfig
+from herder.core.config import Experts, ModelConfig
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.weights.config_gguf import config_from_gguf
 from herder.weights.fields import short
 from herder.weights.gguf import GGUF, GGUFTensor, StringArray, open_parts
-from herder.weights.mapping import OwnedBytes
-from herder.weights.names import BIASES, Role, canonical_name, gguf_name, ignored, interleaved_rows, parse_name
+from herder.weights.names import BIASES, EXPERTS, STACKED, Place, Role, canonical_name, gguf_name, ignored, parse_name
+from herder.weights.rows import RowMaps, gathered_bias
 from herder.weights.source import ModelFiles, TensorSource, check_complete, check_shape_sanity, shape_of
 
 _FACTORS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
@@ -64,7 +64,7 @@ def _model(where: str, parts: list[GGUF]) -> tuple[ModelConfig, list[TensorSourc
             owner[info.name], infos[info.name] = part, info
     factors = {name: _read_factors(owner[name], infos[name]) for name in _FACTORS if name in infos}
     places = {name: parse_name(name) for name in infos}
-    roles = {place[0] for place in places.values() if place is not None}
+    roles = {place.role for place in places.values() if place is not None}
     embedding = infos.get(gguf_name(Role.EMBED))
     rows = embedding.shape[1] if embedding is not None and len(embedding.shape) > 1 else 0
     config = config_from_gguf(where, parts[0].metadata, embedding_rows=rows, roles=roles, factors=factors)
@@ -73,69 +73,66 @@ def _model(where: str, parts: list[GGUF]) -> tuple[ModelConfig, list[TensorSourc
         if len(values) != config.head_dim // 2:
             raise ModelFileError(f"{where}: tensor {name} has {len(values)} values, not {config.head_dim // 2}")
 
-    row_maps = _RowMaps(config)
-    tensors = []
+    row_maps = RowMaps(config)
+    tensors: list[TensorSource] = []
     for name, info in infos.items():
         place = places[name]
-        if place is not None:
-            tensors.append(_tensor(owner[name], info, *place, config, row_maps))
+        if place is not None and place.role in EXPERTS and config.experts is not None:
+            tensors += _experts(owner[name], info, place, config, config.experts)
+        elif place is not None:
+            tensors.append(_tensor(owner[name], info, place, config, row_maps))
         elif ignored(name) is None:
             raise UnsupportedModel(f"{where}: tensor {short(name)} is not known here: is this a model of another kind?")
-    check_complete(where, config, ((tensor.role, tensor.layer) for tensor in tensors), BIASES & roles)
+    check_complete(where, config, tensors, BIASES & roles)
     return config, tensors
 
 
-class _RowMaps:
-    """The row maps of q and k, one for all layers. Made when a tensor of the right shape asks for them: before that, a
-    lying head count could ask for an endless one."""
+def _tensor(part: GGUF, info: GGUFTensor, place: Place, config: ModelConfig, row_maps: RowMaps) -> TensorSource:
+    role, expected = place.role, shape_of(place.role, config)
+    rows, cols = expected
+    _check_shape(part, info, (cols,) if rows == 1 else (cols, rows))
+    name, row_map = canonical_name(role, place.layer), row_maps.of(role)
+    if role in BIASES and row_map is not None:
+        if info.format.block != 1:
+            raise UnsupportedModel(
+                f"{part.path}: tensor {info.name} is a bias stored as {info.format.name}; supported are F32, F16, BF16"
+            )
+        owned = gathered_bias(part.file, info.offset, info.format.block_bytes, row_map)
+        return TensorSource(
+            name, role, place.layer, info.format.id, 1, cols, owned.address(0), info.bytes, None, owned, 0
+        )
+    return TensorSource(
+        name, role, place.layer, info.format.id, rows, cols, part.address(info), info.bytes, row_map, part.file,
+        info.offset,
+    )  # fmt: skip
 
-    def __init__(self, config: ModelConfig) -> None:
-        self._heads = {Role.WQ: config.heads, Role.BQ: config.heads, Role.WK: config.kv_heads, Role.BK: config.kv_heads}
-        self._head_dim = config.head_dim
-        self._maps: dict[int, array[int]] = {}
 
-    def of(self, role: Role) -> array[int] | None:
-        heads = self._heads.get(role)
-        if heads is None:
-            return None
-        if heads not in self._maps:
-            self._maps[heads] = interleaved_rows(heads, self._head_dim)
-        return self._maps[heads]
+def _experts(part: GGUF, info: GGUFTensor, place: Place, config: ModelConfig, moe: Experts) -> Iterator[TensorSource]:
+    """One expert's matrix, or those of all experts of a layer, one after another."""
+    rows, cols = shape_of(place.role, config)
+    stacked = place.expert == STACKED
+    _check_shape(part, info, (cols, rows, moe.count) if stacked else (cols, rows))
+    size = rows * info.format.row_bytes(cols)
+    for i, expert in enumerate(range(moe.count) if stacked else (place.expert,)):
+        yield TensorSource(
+            canonical_name(place.role, place.layer, expert), place.role, place.layer, info.format.id, rows, cols,
+            part.address(info) + i * size, size, None, part.file, info.offset + i * size, expert,
+        )  # fmt: skip
 
 
-def _tensor(
-    part: GGUF, info: GGUFTensor, role: Role, layer: int, config: ModelConfig, row_maps: _RowMaps
-) -> TensorSource:
-    shape = info.shape
-    while len(shape) > 1 and shape[-1] == 1:  # ggml pads shapes with ones
-        shape = shape[:-1]
-    rows, cols = (1, shape[0]) if len(shape) == 1 else (shape[1], shape[0])
-    expected = shape_of(role, config)
-    if len(shape) > 2 or (rows, cols) != expected:
+def _check_shape(part: GGUF, info: GGUFTensor, expected: tuple[int, ...]) -> None:
+    """Both as GGUF has them, fastest dimension first. ggml pads shapes with ones, and drops those at the end."""
+    if _unpadded(info.shape) != _unpadded(expected):
         raise ModelFileError(
             f"{part.path}: tensor {info.name} has shape {' x '.join(map(str, reversed(info.shape)))}, but the model's "
-            f"configuration asks for {' x '.join(map(str, expected))}: download the file again"
+            f"configuration asks for {' x '.join(map(str, reversed(expected)))}: download the file again"
         )
-    name, row_map = canonical_name(role, layer), row_maps.of(role)
-    if role in BIASES and row_map is not None:
-        owned = _permuted(part, info, row_map)
-        return TensorSource(name, role, layer, info.format.id, 1, cols, owned.address(0), info.bytes, None, owned, 0)
-    return TensorSource(
-        name, role, layer, info.format.id, rows, cols, part.address(info), info.bytes, row_map, part.file, info.offset
-    )
 
 
-def _permuted(part: GGUF, info: GGUFTensor, order: array[int]) -> OwnedBytes:
-    """A q or k bias in canonical order. It is one row, so a row map cannot express it; it is small, so it is copied."""
-    if info.format.block != 1:
-        raise UnsupportedModel(
-            f"{part.path}: tensor {info.name} is a bias stored as {info.format.name}; supported are F32, F16 and BF16"
-        )
-    size = info.format.block_bytes
-    data = part.file.read(info.offset, info.bytes)
-    if len(data) != info.bytes:
-        part.file.verify_unchanged()
-    return OwnedBytes(b"".join([data[i * size : (i + 1) * size] for i in order]))
+def _unpadded(shape: tuple[int, ...]) -> tuple[int, ...]:
+    while len(shape) > 1 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
 
 
 def _read_factors(part: GGUF, info: GGUFTensor) -> tuple[float, ...]:

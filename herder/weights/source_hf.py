@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from herder.core.config import ModelConfig
 from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
-from herder.formats.table import BY_NAME
 from herder.weights.config_hf import config_from_hf
 from herder.weights.fields import short
-from herder.weights.names import ATTENTION_BIASES, MLP_BIASES, Role, canonical_name, ignored, parse_name
+from herder.weights.names import ATTENTION_BIASES, MLP_BIASES, Role
 from herder.weights.safetensors import SafeTensor, SafeTensors, parse_object
-from herder.weights.source import ModelFiles, TensorSource, check_complete, check_shape_sanity, shape_of
+from herder.weights.source import ModelFiles, TensorSource, check_complete, check_shape_sanity
+from herder.weights.tensors_hf import HubTensors
+
+if TYPE_CHECKING:
+    from herder.weights.quantized.made import Made
 
 MAX_JSON = 64 << 20  # bytes; the largest real ones are tokenizer_config.json with a list of special tokens
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
+
 _LICENCE = re.compile(r"^license(?:_name)?:[ \t]*([^\s#][^\n#]{0,100})", re.MULTILINE)
+
+
+class Stored(NamedTuple):
+    """A tensor and the file it is in."""
+
+    shard: SafeTensors
+    info: SafeTensor
 
 
 def open_directory(directory: Path) -> ModelFiles:
@@ -35,7 +46,7 @@ def open_directory(directory: Path) -> ModelFiles:
         paths, index = _weight_files(directory)
         for path in paths:
             shards.append(SafeTensors(path))
-        tensors = _tensors(directory, config, shards, index)
+        tensors = _tensors(where, directory, config, raw, shards, index)
         generation = metadata.get("generation_config.json", {})
         eos = _ids(where, "eos_token_id", generation, raw, config.vocab)
         bos = _ids(where, "bos_token_id", generation, raw, config.vocab)
@@ -108,59 +119,70 @@ def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
 
 
 def _tensors(
-    directory: Path, config: ModelConfig, shards: list[SafeTensors], index: Mapping[str, str]
+    where: str,
+    directory: Path,
+    config: ModelConfig,
+    raw: Mapping[str, Any],
+    shards: list[SafeTensors],
+    index: Mapping[str, str],
 ) -> list[TensorSource]:
     """The tensors of all files, checked against the configuration and the index."""
-    owner: dict[str, SafeTensors] = {}
-    tensors = []
-    for shard, info in _infos(shards):
-        if info.name in owner:
-            raise ModelFileError(f"{shard.path}: tensor {short(info.name)} is also in {owner[info.name].path}")
-        owner[info.name] = shard
-        parsed = parse_name(info.name)
-        if parsed is not None and canonical_name(*parsed) == info.name:
-            tensors.append(_tensor(shard, info, *parsed, config))
-        elif ignored(info.name) is None:
-            raise UnsupportedModel(
-                f"{shard.path}: tensor {short(info.name)} is not known here: is this a model of another kind?"
-            )
-    for name, file in index.items():
-        if name not in owner or owner[name].path.name != file:
-            raise ModelFileError(
-                f"{directory / file} does not hold tensor {short(name)}, as the index says: get it again"
-            )
+    stored = _stored(directory, shards, index)
+    reader = HubTensors(config)
+    tensors: list[TensorSource] = []
+    taken: frozenset[str] = frozenset()
+    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    if quantization is not None:
+        made, taken = _quantized(where, quantization, raw, config, stored)
+        tensors += [reader.made(where, matrix) for matrix in made]
+    for name, tensor in stored.items():
+        if name not in taken:
+            tensors += reader.read(*tensor)
     if config.tied:
         tensors = _without_tied_head(directory, tensors)
-    check_complete(str(directory), config, ((t.role, t.layer) for t in tensors), _biases(config))
+    check_complete(str(directory), config, tensors, _biases(config))
     return tensors
 
 
-def _infos(shards: list[SafeTensors]) -> Iterator[tuple[SafeTensors, SafeTensor]]:
+def _stored(directory: Path, shards: list[SafeTensors], index: Mapping[str, str]) -> dict[str, Stored]:
+    """Every tensor of all files by its name there, which must be where the index says."""
+    stored: dict[str, Stored] = {}
     for shard in shards:
         for info in shard.tensors:
-            yield shard, info
+            if info.name in stored:
+                other = stored[info.name].shard.path
+                raise ModelFileError(f"{shard.path}: tensor {short(info.name)} is also in {other}")
+            stored[info.name] = Stored(shard, info)
+    for name, file in index.items():
+        if name not in stored or stored[name].shard.path.name != file:
+            raise ModelFileError(
+                f"{directory / file} does not hold tensor {short(name)}, as the index says: get it again"
+            )
+    return stored
+
+
+def _quantized(
+    where: str, quantization: Any, raw: Mapping[str, Any], config: ModelConfig, stored: Mapping[str, Stored]
+) -> tuple[list[Made], frozenset[str]]:
+    """The matrices that weights/quantized makes of the stored tensors, under the names they would have without it, and
+    the names of what they are made from. All other tensors are read as in any model."""
+    from herder.weights.quantized.methods import read_quantized
+    from herder.weights.quantized.parts import Part
+
+    if not isinstance(quantization, dict):
+        raise ModelFileError(f"{where}: quantization_config is {short(quantization)}: expected an object")
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    if dtype is not None and not isinstance(dtype, str):
+        raise ModelFileError(f"{where}: dtype is {short(dtype)}: expected a string")
+    biases = config.attention_bias or config.mlp_bias
+    parts = {name: Part(*tensor) for name, tensor in stored.items()}
+    made, taken = read_quantized(where, quantization, parts, dtype=dtype, biases=biases)
+    return made, taken
 
 
 def _biases(config: ModelConfig) -> frozenset[Role]:
     none: frozenset[Role] = frozenset()
     return (ATTENTION_BIASES if config.attention_bias else none) | (MLP_BIASES if config.mlp_bias else none)
-
-
-def _tensor(shard: SafeTensors, info: SafeTensor, role: Role, layer: int, config: ModelConfig) -> TensorSource:
-    fmt = BY_NAME.get(info.dtype)
-    if fmt is None:
-        raise UnsupportedModel(
-            f"{shard.path}: tensor {info.name} is stored as {info.dtype}; supported are F32, F16 and BF16"
-        )
-    expected = shape_of(role, config)
-    rows, cols = expected
-    if info.shape != ((cols,) if rows == 1 else expected):
-        raise ModelFileError(
-            f"{shard.path}: tensor {info.name} has shape {' x '.join(map(str, info.shape)) or 'of a scalar'}, but "
-            f"config.json asks for {' x '.join(map(str, expected))}: weights and configuration disagree"
-        )
-    address = shard.address(info)
-    return TensorSource(info.name, role, layer, fmt.id, rows, cols, address, info.bytes, None, shard.file, info.offset)
 
 
 def _without_tied_head(directory: Path, tensors: list[TensorSource]) -> list[TensorSource]:

@@ -17,9 +17,9 @@ from herder.core.errors import UnsupportedModel, UsageError
 from herder.formats import table
 from herder.formats.table import BY_NAME, Format
 from herder.weights.mapping import OwnedBytes
-from herder.weights.names import BIASES, PER_LAYER, Role, canonical_name
+from herder.weights.names import Place, Role, canonical_name
 from herder.weights.shapes import shape_config
-from herder.weights.source import ModelFiles, TensorSource, shape_of
+from herder.weights.source import ModelFiles, TensorSource, required, shape_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ class SyntheticFiles(ModelFiles):
     """ModelFiles without a file. load() makes each tensor when it is asked for."""
 
     def __init__(self, name: str, config: ModelConfig, matrices: Format) -> None:
-        tensors = [_tensor(role, layer, config, matrices) for role, layer in _present(config)]
+        tensors = [_tensor(place, config, matrices) for place in required(config)]
         super().__init__(
             kind="synthetic",
             path=Path(name),
@@ -100,7 +100,8 @@ def synthetic(name: str) -> SyntheticFiles:
     if not at or form is None or (form.quantized and form not in _SCALES):
         known = [other.name.lower() for other in table.FORMATS if not other.quantized or other in _SCALES]
         raise UsageError(f"{name!r} names no format: write {shape}@FORMAT with one of {', '.join(known)}")
-    for length in (config.dim, config.ffn_dim, config.heads * config.head_dim):
+    expert = config.experts.ffn_dim if config.experts is not None else config.ffn_dim
+    for length in (config.dim, config.ffn_dim, expert, config.heads * config.head_dim):
         if not form.whole_blocks(length):
             raise UnsupportedModel(
                 f"{shape} has rows of {length} weights, no whole blocks of the {form.block} weights of {form.name}: "
@@ -109,23 +110,19 @@ def synthetic(name: str) -> SyntheticFiles:
     return SyntheticFiles(name, config, form)
 
 
-def _present(config: ModelConfig) -> list[tuple[Role, int]]:
-    roles = sorted(PER_LAYER - BIASES)
-    head = [] if config.tied else [(Role.HEAD, 0)]
-    return [(Role.EMBED, 0), *((role, i) for i in range(config.layers) for role in roles), (Role.FINAL_NORM, 0), *head]
-
-
-def _tensor(role: Role, layer: int, config: ModelConfig, matrices: Format) -> TensorSource:
+def _tensor(place: Place, config: ModelConfig, matrices: Format) -> TensorSource:
+    role = place.role
     rows, cols = shape_of(role, config)
     form = matrices
-    if role in _VECTORS:
+    if role in _VECTORS or role is Role.ROUTER:
         form = table.F32
     elif role in (Role.EMBED, Role.HEAD) and matrices.bits_per_weight < 6:
         form = table.Q6_K if table.Q6_K.whole_blocks(cols) else table.Q8_0
     return TensorSource(
-        name=canonical_name(role, layer),
+        name=canonical_name(*place),
         role=role,
-        layer=layer,
+        layer=place.layer,
+        expert=place.expert,
         format_id=form.id,
         rows=rows,
         cols=cols,

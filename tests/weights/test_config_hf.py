@@ -127,10 +127,10 @@ def test_rope(case: str) -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], type[HerderError], str]] = {
-    "mixtral": ({"model_type": "mixtral"}, UnsupportedModel, "'mixtral' is not supported; supported are llama, m"),
+    "qwen": ({"model_type": "qwen2"}, UnsupportedModel, "'qwen2' is not supported; supported are llama, mistral, m"),
     "no type": ({"model_type": None}, ModelFileError, "model_type is missing"),
     "classifier": ({"architectures": ["LlamaForTokenClassification"]}, UnsupportedModel, "architectures is"),
-    "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, UnsupportedModel, "quantized with 'gptq'"),
+    "experts": ({"num_local_experts": 8}, UnsupportedModel, r"num_local_experts = 8 \(mixture of experts\)"),
     "gelu": ({"hidden_act": "gelu"}, UnsupportedModel, r"hidden_act = 'gelu' \(only SwiGLU\)"),
     "interleaved": ({"rope_interleaved": True}, UnsupportedModel, "rope_interleaved = True"),
     "partial": ({"partial_rotary_factor": 0.5}, UnsupportedModel, "partial_rotary_factor = 0.5"),

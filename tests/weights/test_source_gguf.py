@@ -240,7 +240,7 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, architecture: s
 
 
 CONTRADICTIONS: dict[str, tuple[dict[str, Any], str]] = {
-    "layers missing": ({"llama.block_count": 3}, r"model\.layers\.2\.input_layernorm\S+ is missing \(and 8 more\)"),
+    "layers missing": ({"llama.block_count": 3}, r"model\.layers\.2\.input_layernorm\S+ is missing"),
     "layers too many": ({"llama.block_count": 1}, r"model\.layers\.1\.\S+ does not belong to a model of 1 layers"),
     "width": (
         {"llama.embedding_length": 128, "llama.rope.dimension_count": None},
