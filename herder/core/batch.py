@@ -45,7 +45,8 @@ class Chunk:
     mask: None, or for each output position ceil(vocab / 32) little-endian uint32 words, bit set = allowed.
     targets: with Want.SCORE, the token to score at each output position.
     local_pages: where limits.local_pages is not 0, the block table of the layers of bounded reach (LayerPlan.local), a
-    store of its own: as long as `pages`, entry i for the same positions, -1 where no position of it can be seen again.
+    store of its own: as long as `pages`, entry i for the same positions, -1 where no position of it can be seen again
+    and where none is computed yet.
     images: all images of the sequence that begin before start + len(tokens), in order of position.
     """
 
@@ -77,7 +78,10 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Results of one chunk, in the order of its output positions. Fields not wanted are empty."""
+    """Results of one chunk, in the order of its output positions. Fields not wanted are empty.
+
+    error: what made this chunk alone fail (NaN in its own numbers, no token left to choose); the others are whole.
+    """
 
     seq: int
     tokens: tuple[int, ...] = ()
@@ -85,6 +89,7 @@ class Output:
     logits: Any = None  # float32 buffer of outputs * vocab values (array('f') or ndarray)
     scores: Sequence[float] = ()
     hidden: Any = None  # float32 buffer of outputs * dim values
+    error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
