@@ -24,6 +24,7 @@ from herder.core.request import TokenLogprob
 from herder.model.build import Progress, build
 from herder.model.llama import Llama
 from herder.runtime.abi import Interrupted
+from herder.runtime.torch_images import EncoderCache
 from herder.runtime.torch_kv import BatchCache, PageStore
 from herder.runtime.torch_sampler import Sampler
 from herder.weights.source import ModelFiles
@@ -50,6 +51,7 @@ class TorchExecutor:
         self._store: PageStore | None = store
         self._limits = limits
         self._device = device
+        self._images = EncoderCache(model) if limits.images else None
         self._interrupt = threading.Event()
 
     @property
@@ -79,7 +81,7 @@ class TorchExecutor:
 
     def close(self) -> None:
         """Frees the model. Not while a batch runs."""
-        self._model = self._store = None
+        self._model = self._store = self._images = None
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -95,7 +97,8 @@ class TorchExecutor:
         """Hidden states of the batch's tokens: (tokens, dim)."""
         tokens = np.concatenate([np.asarray(chunk.tokens, np.int64) for chunk in batch.chunks])
         positions = np.concatenate([np.arange(c.start, c.start + len(c.tokens)) for c in batch.chunks])
-        out: Tensor = model.model(self._tensor(tokens), self._tensor(positions), cache)
+        images = None if self._images is None else self._images.images(batch)
+        out: Tensor = model.model(self._tensor(tokens), self._tensor(positions), cache, images)
         return out
 
     def _find_damage(self, results: list[_Result], cache: BatchCache, hidden: Tensor) -> None:
@@ -229,6 +232,7 @@ def load_model(
         vocab=config.vocab,
         local_pages=kv_local_pages if local else 0,
         local=local,
+        images=config.vision is not None,
     )
     return TorchExecutor(model, store, limits, place)
 
