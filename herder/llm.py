@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, ov
 
 from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
 from herder.core.errors import HerderError, UnsupportedModel, UsageError
-from herder.core.request import Evaluated, Evaluation, Finished, Request, Sampling, TokenLogprob
+from herder.core.request import Evaluated, Evaluation, Finished, Image, Request, Sampling, TokenLogprob
 from herder.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -170,11 +170,14 @@ class LLM:
         **options: Unpack[Options],
     ) -> Completion | CompletionStream:
         """Answers a conversation in the model's own chat format: one user's message as a string, or a list of messages
-        ({"role": ..., "content": ...}, as OpenAI's API has them). Samples with chat_sampling unless the options say
+        ({"role": ..., "content": ...}, as OpenAI's API has them). A vision model also takes images: a list of parts as
+        the content, {"type": "text", "text": ...} and {"type": "image", "image": a path, bytes or a Pillow image} or
+        {"type": "image_url", "image_url": {"url": "data:..."}}. Samples with chat_sampling unless the options say
         otherwise. tools: functions the model may call; the calls are in the completion's message, while a stream shows
         them as the model spells them.
 
-        Raises UnsupportedModel when the model has no chat format, TemplateError when its template is broken.
+        Raises UnsupportedModel when the model has no chat format or takes no images, TemplateError when its template is
+        broken.
         """
         request, assembly = self._conversation(messages, tools, options)
         answer = CompletionStream(self.engine.submit(request), assembly)
@@ -207,7 +210,10 @@ class LLM:
         **options: Unpack[Options],
     ) -> Completion | AsyncCompletionStream:
         """chat() for asyncio: `await` it, then, with stream=True, `async for` over what it gave."""
-        request, assembly = self._conversation(messages, tools, options)
+        import asyncio
+
+        # Off the event loop: decoding an image takes long enough to be noticed.
+        request, assembly = await asyncio.to_thread(self._conversation, messages, tools, options)
         answer = AsyncCompletionStream(self.engine.submit_async(request), assembly)
         return answer if stream else await answer.result()
 
@@ -282,16 +288,20 @@ class LLM:
                 f"{self.name or 'this model'} has no chat format: use generate(), or load it with a template"
             )
         from herder.chat.message import read_messages, read_tools
+        from herder.prompt_images import PromptImages
 
         functions = read_tools(tools)
-        prompt = chat_format.render(read_messages(messages), tools=functions or None).encode(self.tokenizer)
-        request, stops = self._request(tuple(prompt), options, self.chat_sampling)
+        pictures = PromptImages(read_messages(messages), self.config, self.engine.limits.images)
+        prompt = chat_format.render(pictures.messages, tools=functions or None)
+        tokens = prompt.encode(self.tokenizer)
+        images = pictures.placed(tokens, prompt.images)
+        request, stops = self._request(tuple(tokens), options, self.chat_sampling, images)
         names = [function.name for function in functions]
         text = TextStream(self.tokenizer, stop=stops)
         return request, Assembly(text, self.tokenizer.token, lambda answer: chat_format.parse(answer, tools=names))
 
     def _request(
-        self, prompt: tuple[int, ...], options: Options, defaults: Sampling
+        self, prompt: tuple[int, ...], options: Options, defaults: Sampling, images: tuple[Image, ...] = ()
     ) -> tuple[Request, tuple[str, ...]]:
         """The engine's request and the stop strings, from what the caller said and the defaults."""
         known = Options.__optional_keys__
@@ -313,6 +323,7 @@ class LLM:
             sampling=replace(defaults, **given),
             stop_tokens=stop_tokens,
             priority=options.get("priority", 0),
+            images=images,
         )
         return request, tuple(stop)
 
