@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import threading
 from array import array
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -23,6 +23,7 @@ from herder.core.errors import NumericError, OutOfMemory, UsageError
 from herder.core.request import TokenLogprob
 from herder.model.build import Progress, build
 from herder.model.llama import Llama
+from herder.model.taps import tapped
 from herder.runtime.abi import Interrupted
 from herder.runtime.torch_images import EncoderCache
 from herder.runtime.torch_kv import BatchCache, PageStore
@@ -53,6 +54,7 @@ class TorchExecutor:
         self._device = device
         self._images = EncoderCache(model) if limits.images else None
         self._interrupt = threading.Event()
+        self._taps = ExitStack()
 
     @property
     def limits(self) -> Limits:
@@ -88,6 +90,20 @@ class TorchExecutor:
     def memory(self) -> Memory:
         assert self._model is not None and self._store is not None
         return Memory(sum(p.numel() * p.element_size() for p in self._model.parameters()), self._store.bytes)
+
+    def tap(self, report: Callable[[str, int, int, array[float]], None] | None) -> None:
+        """Reports activations of the following batches: name, rows, columns, row-major values. None ends it. The names
+        are in herder/model/taps.py."""
+
+        def show(name: str, values: Tensor) -> None:
+            assert report is not None
+            rows, cols = values.shape
+            report(name, rows, cols, array("f", values.cpu().numpy().tobytes()))
+
+        self._taps.close()
+        if report is not None:
+            assert self._model is not None
+            self._taps.enter_context(tapped(self._model, show))
 
     def _stop(self) -> None:
         if self._interrupt.is_set():

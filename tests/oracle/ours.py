@@ -1,4 +1,4 @@
-"""Our side of a comparison: the native executor on a model's files, its logits and its activations as NumPy arrays."""
+"""Our side of a comparison: an executor on a model's files, its logits and its activations as NumPy arrays."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Want
 from herder.runtime.native import Compute, NativeExecutor, load_model
 from herder.weights.source import open_model
 from tests.oracle.activations import Floats
+
+if TYPE_CHECKING:
+    from herder.runtime.torch import Dtype, TorchExecutor
 
 
 @contextmanager
@@ -28,7 +32,23 @@ def executor(path: Path, compute: Compute, context: int = 256, isa: str | None =
         loaded.close()
 
 
-def logits(model: NativeExecutor, ids: Sequence[int], chunk: int | None = None) -> Floats:
+@contextmanager
+def torch_executor(
+    path: Path, dtype: Dtype = "float32", context: int = 256, **settings: Any
+) -> Iterator[TorchExecutor]:
+    """The same in PyTorch, on the CPU."""
+    from herder.runtime import torch
+
+    with open_model(path) as files:
+        pages = -(-context // PAGE_TOKENS)
+        loaded = torch.load_model(files, context=context, kv_pages=pages, dtype=dtype, device="cpu", **settings)
+    try:
+        yield loaded
+    finally:
+        loaded.close()
+
+
+def logits(model: NativeExecutor | TorchExecutor, ids: Sequence[int], chunk: int | None = None) -> Floats:
     """float32 (len(ids), vocabulary), computed `chunk` tokens at a time; None: as many as a batch holds."""
     step = chunk or model.limits.batch_tokens
     pages = array("i", range(-(-len(ids) // PAGE_TOKENS)))
@@ -42,7 +62,7 @@ def logits(model: NativeExecutor, ids: Sequence[int], chunk: int | None = None) 
     return np.concatenate(rows)
 
 
-def activations(model: NativeExecutor, ids: Sequence[int]) -> dict[str, Floats]:
+def activations(model: NativeExecutor | TorchExecutor, ids: Sequence[int]) -> dict[str, Floats]:
     """Every activation of one batch over `ids`, by name. The last ones come in pieces, which are put together."""
     pieces: dict[str, list[Floats]] = {}
 
