@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from herder.chat.format import Control, Prompt, Segment, Text, refuse_options
+from herder.chat.format import Control, Prompt, Segment, Text, refuse_images, refuse_options, refuse_reasoning
 from herder.chat.message import Message, Tool
-from herder.core.errors import UsageError
+from herder.core.errors import UnsupportedModel, UsageError
 from herder.text.tokenizer import Tokenizer
 
 START, END = "<|im_start|>", "<|im_end|>"
@@ -45,13 +45,18 @@ def chatml_format(tokenizer: Tokenizer, template: str) -> ChatMLFormat | None:
 
 
 class ChatMLFormat:
-    """default_system: what the system message says when the conversation has none; None leaves it out."""
+    """default_system: what the system message says when the conversation has none; None leaves it out.
+
+    Raises UnsupportedModel when the vocabulary lacks the two control tokens.
+    """
 
     name = "chatml"
 
     def __init__(self, tokenizer: Tokenizer, default_system: str | None) -> None:
-        start, end = tokenizer.id_of(START), tokenizer.id_of(END)
-        assert start is not None and end is not None
+        control = tokenizer.control_tokens()
+        if not {START, END} <= control.keys():
+            raise UnsupportedModel(f"the vocabulary lacks {START} or {END}: it is not one of ChatML")
+        start, end = control[START], control[END]
         self._tokenizer = tokenizer
         self._start, self._end = start, end
         self.default_system = default_system
@@ -68,6 +73,8 @@ class ChatMLFormat:
     ) -> Prompt:
         """Takes no options and no tools."""
         refuse_options(options, (), self.name)
+        refuse_images(messages, self.name)
+        refuse_reasoning(messages, self.name)
         if tools:
             raise UsageError("this model's chat format has no place for tools: leave them out")
         if self.default_system is not None and messages and messages[0].role != "system":

@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 from jinja2 import nodes
 
 from herder.chat import calls
-from herder.chat.format import Control, Prompt
-from herder.chat.message import Message, Tool, check_json
+from herder.chat.format import Control, Prompt, Segment
+from herder.chat.message import ImagePart, Message, Tool, check_json
 from herder.chat.meter import Meter
 from herder.chat.provenance import Marks, Span
 from herder.chat.sandbox import MAX_SOURCE, Refused, Sandbox
@@ -97,7 +97,25 @@ class JinjaFormat:
             for i, message in enumerate(messages):
                 if message.role == "assistant":
                     spans.append(self._span(text(i, True), text(i + 1, False), marked))
-        return Prompt(tuple(self._marks.split(marked, spans)))
+        images = [image for message in messages for image in message.images]
+        segments = list(self._marks.split(marked, spans))
+        return Prompt(tuple(self._with_images(segments, images) if images else segments), tuple(images))
+
+    def _with_images(self, segments: list[Segment], images: list[ImagePart]) -> list[Segment]:
+        """The template writes <|image|> for each image; for Llama 4 that stands for the tokens of all its tiles."""
+        from herder.chat.llama3 import IMAGE, IMAGE_ROW
+        from herder.chat.llama4 import image_layout
+
+        found = [i for i, one in enumerate(segments) if isinstance(one, Control) and one.spelling == IMAGE]
+        if len(found) != len(images):
+            raise UsageError(
+                f"the messages have {len(images)} images, but the model's chat template has places for {len(found)}"
+            )
+        for i, image in zip(reversed(found), reversed(images), strict=True):
+            control = self._tokenizer.control_tokens()
+            whole = [Control(max(control[IMAGE], IMAGE_ROW), IMAGE)]
+            segments[i : i + 1] = image_layout(image, control) if image.tile_tokens else whole
+        return segments
 
     def _span(self, before: str, after: str, whole: str) -> Span:
         """Where an answer lies in the whole: from the generation prompt to the token that ends it."""
