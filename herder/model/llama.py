@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from herder.core.config import LayerPlan, ModelConfig
-from herder.core.errors import UnsupportedModel
 from herder.model.attention import attention, visible
 from herder.model.feed_forward import FeedForward
 from herder.model.images import Images
@@ -177,8 +176,10 @@ class Decoder(nn.Module):
 
 def make_layer(config: ModelConfig, layer: int) -> nn.Module:
     """Called with (x, Pass), a layer gives x again. Those that cross-attend read Pass.images."""
-    if config.plan[layer].cross:  # hook of herder/model/cross.py: return CrossLayer(config, layer)
-        raise UnsupportedModel(f"layer {layer} is a cross-attention layer, which this version does not run")
+    if config.plan[layer].cross:
+        from herder.model.cross import CrossLayer
+
+        return CrossLayer(config, layer)
     return Layer(config, layer)
 
 
