@@ -8,11 +8,25 @@ from __future__ import annotations
 from array import array
 
 from herder.core.batch import PAGE_TOKENS
+from herder.core.config import LayerPlan
 
 
 def pages_for(tokens: int) -> int:
     """Pages needed to hold the KV entries of `tokens` positions."""
     return -(-tokens // PAGE_TOKENS)
+
+
+def reach_pages(local: LayerPlan) -> int:
+    """The most pages that one position of a layer of bounded reach sees, its own among them.
+
+    A reach of n positions touches ceil((n - 1) / PAGE_TOKENS) + 1 pages wherever it begins; a chunk of whole pages
+    begins where a page does.
+    """
+    if local.chunk is not None and local.chunk % PAGE_TOKENS == 0:
+        return local.chunk // PAGE_TOKENS
+    reach = local.window or local.chunk
+    assert reach is not None, "a layer without bounds has no reach"
+    return pages_for(reach - 1) + 1
 
 
 class PagePool:

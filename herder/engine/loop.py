@@ -100,6 +100,9 @@ class Loop:
         self.scheduler.measured(batch.tokens, now - started)
         for item, chunk, output in zip(items, chunks, outputs, strict=True):
             assert output.seq == chunk.seq, f"the executor answered for sequence {output.seq}, not {chunk.seq}"
+            if output.error is not None:
+                self._finish(item.sequence, FinishReason.ERROR, error=output.error)
+                continue
             try:
                 self._apply(item, chunk, output, now)
             except _SinkError:
@@ -117,6 +120,10 @@ class Loop:
             pages_used=scheduler.pool.size - cache.available,
             pages_cached=cache.cached,
             evictions=cache.evictions,
+            local_pages=cache.local_pool.size,
+            local_pages_used=cache.local_pool.size - cache.available_local,
+            local_pages_cached=cache.cached_local,
+            local_evictions=cache.local_evictions,
             preemptions=scheduler.preemptions,
             counters=replace(self.counters),
         )

@@ -25,7 +25,8 @@ class Counters:
 @dataclass(frozen=True, slots=True)
 class Stats:
     """A snapshot (Engine.stats()). pages_*: `cached` pages are in the prefix cache, in use or not; `used` pages belong
-    to running sequences."""
+    to running sequences. local_*: the same of the pages of the layers of bounded reach, 0 without a pool of their own.
+    """
 
     running: int
     waiting: int
@@ -33,5 +34,9 @@ class Stats:
     pages_used: int
     pages_cached: int
     evictions: int
+    local_pages: int
+    local_pages_used: int
+    local_pages_cached: int
+    local_evictions: int
     preemptions: int
     counters: Counters

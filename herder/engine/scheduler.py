@@ -16,6 +16,12 @@ within the executor's limits:
 
 A sequence is admitted when pages for all of its tokens so far are available, plus one for each sequence that runs, so
 that an admission does not force a displacement in the same step. Nobody overtakes the head of the line.
+
+Layers of bounded reach may have a pool of their own (Limits.local_pages). A sequence takes local pages as it goes, and
+each goes back as soon as the next position to compute no longer sees it; so a long prompt holds its reach and no more.
+They count as pages do: the one a sequence cannot do without is taken from the last in order if need be, those that make
+a step longer only from what is left over; to be admitted, a sequence needs what its reach will take, after what the
+running ones will still take for theirs.
 """
 
 from __future__ import annotations
@@ -25,8 +31,8 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from herder.cache.pages import PagePool, pages_for
-from herder.cache.prefix import Node, PrefixCache
+from herder.cache.pages import PagePool, pages_for, reach_pages
+from herder.cache.prefix import Node, PrefixCache, content
 from herder.core.batch import PAGE_TOKENS, Limits, Want
 from herder.engine.sequence import Sequence
 
@@ -66,7 +72,12 @@ class Scheduler:
         self.limits = limits
         self.policy = policy
         self.pool = PagePool(limits.pages)
-        self.cache = PrefixCache(self.pool)
+        self._local = limits.local if limits.local_pages else None
+        assert not limits.local_pages or self._local is not None, "a local pool, but no layer of bounded reach"
+        self._reach = reach_pages(self._local) if self._local is not None else 0
+        self.cache = PrefixCache(
+            self.pool, PagePool(limits.local_pages) if self._local is not None else None, self._local
+        )
         self.running: list[Sequence] = []  # in order of service
         self.waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap
         self.preemptions = 0
@@ -101,17 +112,22 @@ class Scheduler:
             self._full = False
 
     def computed(self, sequence: Sequence) -> None:
-        """Publishes the pages that `sequence` has filled since the last call. Only what has been computed is shared."""
+        """Publishes the pages that `sequence` has filled since the last call, since only what has been computed is
+        shared; then gives back the local pages that it sees no more."""
         nodes = sequence.nodes
         full = sequence.computed // PAGE_TOKENS
-        if full == len(nodes) or not self.policy.prefix_cache:
-            return
-        pages = sequence.pages
-        for index in range(len(nodes), full):
-            ids = sequence.tokens[index * PAGE_TOKENS : (index + 1) * PAGE_TOKENS]
-            node = self.cache.publish(nodes[-1] if nodes else None, ids, pages[index])
-            nodes.append(node)
-            pages[index] = node.page
+        if full != len(nodes) and self.policy.prefix_cache:
+            pages, local_pages = sequence.pages, sequence.local_pages
+            for index in range(len(nodes), full):
+                held = content(sequence.tokens, index, sequence.images)
+                local = local_pages[index] if local_pages else -1
+                node = self.cache.publish(nodes[-1] if nodes else None, held, pages[index], local)
+                nodes.append(node)
+                pages[index] = node.page
+                if local_pages:
+                    local_pages[index] = node.local
+        if self._local is not None:
+            self._forget(sequence, self._local.first_visible(sequence.computed) // PAGE_TOKENS)
 
     def measured(self, tokens: int, seconds: float) -> None:
         """How long a step took: sets the pace at which prompts are computed beside sequences that decode.
@@ -136,18 +152,23 @@ class Scheduler:
         while index < len(running):  # _grow may shorten the list from its end
             sequence = running[index]
             index += 1
-            if sequence.end - sequence.computed > 1:
+            decodes = sequence.end - sequence.computed == 1
+            if decodes and len(sequence.pages) * PAGE_TOKENS < sequence.end and not self._grow(sequence):
+                continue
+            if self._local is not None and not self._grow_local(sequence):
+                continue
+            if decodes:
+                items.append(Item(sequence, 1))
+            else:
                 prompts = prompts or []
                 prompts.append(sequence)
-            elif len(sequence.pages) * PAGE_TOKENS >= sequence.end or self._grow(sequence):
-                items.append(Item(sequence, 1))
         if prompts is None and not self.waiting and not self.policy.speculate:
             return items
         budget = self.limits.batch_tokens - len(items)
         share = min(budget, self._share) if items else budget
         left = share
         for sequence in prompts or ():
-            if left and sequence.pages:  # without pages: it was displaced by _grow above
+            if left and sequence.pages:  # without pages: it was displaced above
                 left -= self._prefill(items, sequence, left)
         while left and self.waiting:
             admitted = self._admit()
@@ -163,6 +184,8 @@ class Scheduler:
         count = min(sequence.end - sequence.computed, budget)
         if sequence.want == Want.LOGITS:
             count = min(count, max(sequence.reports_from - sequence.computed, 0) + self._logit_rows)
+        if self._local is not None:
+            count = min(count, self._extend_local(sequence, sequence.computed + count) - sequence.computed)
         items.append(Item(sequence, count))
         return count
 
@@ -178,9 +201,12 @@ class Scheduler:
             most = min(self.policy.speculate, budget, sequence.tokens_limit - len(sequence.tokens) - 1)
             spare = len(sequence.pages) * PAGE_TOKENS - sequence.end
             while spare < most and self.cache.available > len(self.running):
-                sequence.pages.append(self.cache.allocate())
+                self._append_page(sequence)
                 spare += PAGE_TOKENS
-            drafts = sequence.speculator.draft(sequence.tokens, min(most, spare))
+            most = min(most, spare)
+            if self._local is not None:
+                most = min(most, self._extend_local(sequence, sequence.end + most) - sequence.end)
+            drafts = sequence.speculator.draft(sequence.tokens, most)
             if drafts:
                 item.drafts = drafts
                 budget -= len(drafts)
@@ -197,8 +223,55 @@ class Scheduler:
             self._preempt(last)
             if last is sequence:
                 return False
-        sequence.pages.append(self.cache.allocate())
+        self._append_page(sequence)
         return True
+
+    def _append_page(self, sequence: Sequence) -> None:
+        sequence.pages.append(self.cache.allocate())
+        if self._local is not None:
+            sequence.local_pages.append(-1)
+
+    def _grow_local(self, sequence: Sequence) -> bool:
+        """The local page of a running sequence's next position, taken as by _grow."""
+        if sequence.local_stop * PAGE_TOKENS > sequence.computed:
+            return True
+        while not self.cache.available_local:
+            last = self.running[-1]
+            self._preempt(last)
+            if last is sequence:
+                return False
+        self._append_local(sequence)
+        return True
+
+    def _extend_local(self, sequence: Sequence, stop: int) -> int:
+        """Takes local pages for the positions before `stop`, as far as there are some that nobody else needs in this
+        step; returns the end of the positions that have one."""
+        while sequence.local_stop * PAGE_TOKENS < stop and self.cache.available_local > len(self.running):
+            self._append_local(sequence)
+        return min(stop, sequence.local_stop * PAGE_TOKENS)
+
+    def _append_local(self, sequence: Sequence) -> None:
+        block = sequence.local_stop
+        sequence.local_pages[block] = self.cache.allocate_local()
+        sequence.local_stop = block + 1
+
+    def _forget(self, sequence: Sequence, first: int) -> None:
+        """Gives back the local pages before block `first`."""
+        nodes, local_pages = sequence.nodes, sequence.local_pages
+        for block in range(sequence.local_first, first):
+            if block < len(nodes):
+                self.cache.release_local(nodes[block])
+            else:
+                self.cache.local_pool.release(local_pages[block])
+            local_pages[block] = -1
+            self._full = False
+        sequence.local_first = max(sequence.local_first, first)
+
+    def _local_need(self, sequence: Sequence) -> int:
+        """Local pages that a sequence may still take, beyond those it holds, to compute all of its tokens."""
+        assert self._local is not None
+        most = min(self._reach, pages_for(sequence.end) - sequence.local_first)
+        return max(0, most - (sequence.local_stop - sequence.local_first))
 
     def _displace(self) -> None:
         while self.waiting and self.running:
@@ -206,9 +279,9 @@ class Scheduler:
             if head.priority >= self.running[-1].priority:
                 return
             if len(self.running) < self._most:
-                chain = self._fit(head)
-                if chain is not None:
-                    self.cache.release(chain)
+                fit = self._fit(head)
+                if fit is not None:
+                    self.cache.release(*fit)
                     return
             self._preempt(self.running[-1])
 
@@ -217,32 +290,45 @@ class Scheduler:
         if self._full or len(self.running) >= self._most:
             return None
         sequence = self.waiting[0][1]
-        chain = self._fit(sequence)
-        if chain is None:
+        fit = self._fit(sequence)
+        if fit is None:
             self._full = True
             return None
         heappop(self.waiting)
+        chain, local_pages = fit
         sequence.nodes = chain
         sequence.computed = len(chain) * PAGE_TOKENS
         if sequence.cached_tokens < 0:
             sequence.cached_tokens = sequence.computed
-        pages = sequence.pages
-        pages.extend([node.page for node in chain])
+        sequence.pages.extend([node.page for node in chain])
+        if self._local is not None:
+            sequence.local_pages.extend(local_pages)
+            sequence.local_first = self._local.first_visible(sequence.computed) // PAGE_TOKENS
+            sequence.local_stop = len(chain)
         for _ in range(pages_for(sequence.end) - len(chain)):
-            pages.append(self.cache.allocate())
+            self._append_page(sequence)
+        if self._local is not None:
+            self._append_local(sequence)
         insort(self.running, sequence, key=_key)
         return sequence
 
-    def _fit(self, sequence: Sequence) -> list[Node] | None:
-        """The cached chain for a waiting sequence, held, if the pages beyond it are available; else None."""
+    def _fit(self, sequence: Sequence) -> tuple[list[Node], array[int]] | None:
+        """The cached chain for a waiting sequence and its local block table, held, if the pages beyond them are
+        available; else None."""
         cache = self.cache
-        need = pages_for(sequence.end)
         usable = sequence.reports_from // PAGE_TOKENS if self.policy.prefix_cache else 0
-        chain = cache.match(sequence.tokens, usable)
-        if need - len(chain) + len(self.running) > cache.available:
-            cache.release(chain)
-            return None
-        return chain
+        chain = cache.match(sequence.tokens, usable, sequence.images)
+        local_pages = cache.hold_local(chain)
+        more = len(self.running)
+        fits = pages_for(sequence.end) - len(chain) + more <= cache.available
+        if fits and self._local is not None:
+            first = self._local.first_visible(len(chain) * PAGE_TOKENS) // PAGE_TOKENS
+            need = min(self._reach, pages_for(sequence.end) - first) - (len(chain) - first)
+            fits = need + sum(map(self._local_need, self.running)) + more <= cache.available_local
+        if fits:
+            return chain, local_pages
+        cache.release(chain, local_pages)
+        return None
 
     def _preempt(self, sequence: Sequence) -> None:
         index = self._running_index(sequence)
@@ -257,9 +343,13 @@ class Scheduler:
         nodes, pages = sequence.nodes, sequence.pages
         for page in pages[len(nodes) :]:
             self.pool.release(page)
-        self.cache.release(nodes)
+        if self._local is not None:
+            for page in sequence.local_pages[max(len(nodes), sequence.local_first) : sequence.local_stop]:
+                self.cache.local_pool.release(page)
+        self.cache.release(nodes, sequence.local_pages)
         sequence.nodes = []
-        del pages[:]
+        del pages[:], sequence.local_pages[:]
+        sequence.local_first = sequence.local_stop = 0
         self._full = False
 
 

@@ -10,9 +10,10 @@ from array import array
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from herder.cache.pages import reach_pages
 from herder.core.batch import PAGE_TOKENS, Chunk, Limits, Want
-from herder.core.errors import ContextOverflow, UsageError
-from herder.core.request import Evaluation, Event, Request, Sampling, Timings, Usage
+from herder.core.errors import ContextOverflow, UnsupportedModel, UsageError
+from herder.core.request import Evaluation, Event, Image, Request, Sampling, Timings, Usage
 
 if TYPE_CHECKING:
     from herder.cache.prefix import Node
@@ -24,14 +25,19 @@ _WANT = {"scores": Want.SCORE, "logits": Want.LOGITS, "hidden": Want.HIDDEN}
 
 
 def capacity(limits: Limits) -> int:
-    """The longest sequence, in tokens, that fits both the context and an otherwise empty page pool."""
-    return min(limits.context, limits.pages * PAGE_TOKENS)
+    """The longest sequence, in tokens, that fits both the context and otherwise empty page pools."""
+    pages = limits.pages
+    if limits.local_pages and limits.local is not None and limits.local_pages < reach_pages(limits.local):
+        pages = min(pages, limits.local_pages)  # too few to go on giving back
+    return min(limits.context, pages * PAGE_TOKENS)
 
 
 class Sequence:
     """tokens: prompt, then what was generated. computed: positions whose KV entries lie in `pages`.
 
     nodes: the cached full pages at the front of the block table; the pages after them belong to this sequence alone.
+    local_pages: with a pool of local pages, their block table, as long as `pages`: those of the blocks local_first to
+    local_stop - 1 are held, -1 stands for the others. What a node covers is the node's local page.
     end: positions the executor must compute, as far as is known now. reports_from: first position whose results are
     wanted; a prefix hit never reaches it, because a cached position has no results.
     """
@@ -43,8 +49,12 @@ class Sequence:
         "end",
         "finished",
         "first_token",
+        "images",
         "key",
         "last_token",
+        "local_first",
+        "local_pages",
+        "local_stop",
         "nodes",
         "pages",
         "priority",
@@ -75,8 +85,12 @@ class Sequence:
         self.prompt_tokens = len(prompt)
         self.computed = 0
         self.cached_tokens = -1  # not yet known
+        self.images = request.images
         self.pages = array("i")
         self.nodes: list[Node] = []
+        self.local_pages = array("i")
+        self.local_first = 0
+        self.local_stop = 0
         self.finished = False
         self.submitted = now
         self.scheduled = 0.0
@@ -121,13 +135,26 @@ class Sequence:
         start = self.computed
         stop = start + count
         outputs = stop - max(start, self.reports_from)
-        if outputs <= 0:
-            return Chunk(self.arrival, self.tokens[start:stop], start, self.pages)
+        local_pages, images = self.local_pages, self.images
+        if images and images[-1].positions[0] >= stop:
+            images = tuple(image for image in images if image.positions[0] < stop)
         tokens = self.tokens[start:stop]
+        if outputs <= 0:
+            return Chunk(self.arrival, tokens, start, self.pages, local_pages=local_pages, images=images)
         sampling = self.sampling
         if sampling is None:
             targets = self.tokens[stop - outputs + 1 : stop + 1] if self.want == Want.SCORE else ()
-            return Chunk(self.arrival, tokens, start, self.pages, outputs, self.want, targets=targets)
+            return Chunk(
+                self.arrival,
+                tokens,
+                start,
+                self.pages,
+                outputs,
+                self.want,
+                targets=targets,
+                local_pages=local_pages,
+                images=images,
+            )
         if drafts:
             tokens += drafts
             outputs += len(drafts)
@@ -143,6 +170,8 @@ class Sequence:
             len(self.tokens) - self.prompt_tokens,
             self.tokens if sampling.penalizes else (),
             self.prompt_tokens,
+            local_pages=local_pages,
+            images=images,
         )
 
     def usage(self) -> Usage:
@@ -180,15 +209,44 @@ def check(request: Request | Evaluation, limits: Limits) -> None:
     if min(prompt) < 0 or max(prompt) >= limits.vocab:
         wrong = next(t for t in prompt if not 0 <= t < limits.vocab)
         raise UsageError(f"token id {wrong} is outside this model's vocabulary (0 to {limits.vocab - 1})")
+    check_images(request.images, prompt, limits)
     limit = capacity(limits)
     if need > limit:
         asked = "" if not generate else f" and max_tokens is {generate}: {need} in all"
+        pictures = sum(len(image.positions) for image in request.images)
+        shown = f" ({pictures} of them for {len(request.images)} images)" if pictures else ""
         held = f"the context holds {limit}"
         if limit < limits.context:
-            held = f"the KV cache has {limits.pages} pages, which hold {limit} (the context is {limits.context})"
+            store = f"{limits.pages} pages"
+            if limit < limits.pages * PAGE_TOKENS:
+                store = f"{limits.local_pages} pages for the layers of bounded reach"
+            held = f"the KV cache has {store}, which hold {limit} (the context is {limits.context})"
         way = "shorten the prompt or ask for fewer tokens" if generate else "shorten the prompt"
+        if pictures:
+            way = "give fewer or smaller images, " + way
         raise ContextOverflow(
-            f"the prompt has {len(prompt)} tokens{asked}, but {held}: {way}, or load the model with a larger context",
+            f"the prompt has {len(prompt)} tokens{shown}{asked}, but {held}: {way}, or load the model with a larger "
+            "context",
             prompt_tokens=len(prompt),
             limit=limit,
         )
+
+
+def check_images(images: tuple[Image, ...], prompt: tuple[int, ...], limits: Limits) -> None:
+    """Refuses images that nobody can show to the model, or that lie outside the prompt or in each other's way."""
+    if not images:
+        return
+    if not limits.images:
+        raise UnsupportedModel(
+            "the prompt has an image, which only a vision model takes, and only with runtime='torch': load one with it"
+        )
+    last = -1
+    for number, image in enumerate(images):
+        if not image.positions:
+            raise UsageError(f"image {number} has no position in the prompt")
+        for position in image.positions:
+            if position <= last:
+                raise UsageError(f"image {number} is at position {position}, not behind position {last} before it")
+            last = position
+    if last >= len(prompt):
+        raise UsageError(f"image {len(images) - 1} is at position {last}: the prompt has {len(prompt)} tokens")

@@ -4,6 +4,10 @@ It keeps a real paged store: 8 bytes for every position of every page. The entry
 entries before it, as read back through the block table, and its token; so is every result. A wrong block table, a stale
 or shared page written by two sequences, a wrong start or a wrong length therefore shows up as wrong tokens, and a
 correct engine gives the tokens of reference(), which knows no pages.
+
+A model may also have layers of bounded reach: a second entry for each position, kept in the local pages where the
+limits have some and beside the first one where not, of which a position sees those that its reach allows. Images count
+from their first position on, like the entries before it.
 """
 
 from __future__ import annotations
@@ -11,31 +15,50 @@ from __future__ import annotations
 import math
 import struct
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Limits, Output, Want
-from herder.core.request import Sampling, TokenLogprob
+from herder.core.config import LayerPlan
+from herder.core.request import Image, Sampling, TokenLogprob
 
 _ENTRY = struct.Struct("<Ii")  # a function of the context's checksum, token
 _PAGE_BYTES = PAGE_TOKENS * _ENTRY.size
 
 
 class FakeModel:
-    """A model is a function from the entries up to a position to logits; no position forgets anything."""
+    """A model is a function from the entries up to a position to logits. local: the layers of bounded reach, if any."""
 
-    def __init__(self, vocab: int, dim: int = 4) -> None:
+    def __init__(self, vocab: int, dim: int = 4, local: LayerPlan | None = None) -> None:
         self.vocab = vocab
         self.dim = dim
+        self.local = local
 
     @staticmethod
     def entry(context: int, token: int) -> bytes:
-        """What the store keeps for a token, given the checksum over all entries before it.
+        """What the store keeps for a token, given the state before it.
 
         The product matters: a CRC followed by itself has a constant CRC, which would forget the context.
         """
         return _ENTRY.pack(context * 0x9E3779B1 & 0xFFFFFFFF, token)
+
+    @staticmethod
+    def local_entry(context: int, token: int) -> bytes:
+        """The same for the layers of bounded reach."""
+        return _ENTRY.pack(context * 0x85EBCA77 & 0xFFFFFFFF, token)
+
+    def first_visible(self, position: int) -> int:
+        return position if self.local is None else self.local.first_visible(position)
+
+    @staticmethod
+    def shown(state: int, images: Iterable[Image], position: int) -> int:
+        """The state after the images that begin at `position` or before, each with the share of it that was shown."""
+        for image in images:
+            if image.positions[0] <= position:
+                state = crc32(image.key, state + bisect_right(image.positions, position) & 0xFFFFFFFF)
+        return state
 
     def greedy(self, state: int) -> int:
         return state % self.vocab
@@ -71,22 +94,50 @@ class FakeModel:
         return [crc32(struct.pack("<IiI", state, axis, 1)) / 2**31 - 1 for axis in range(self.dim)]
 
 
+class Text:
+    """A growing text and its states, from the definition: no pages."""
+
+    def __init__(self, model: FakeModel, images: Sequence[Image] = ()) -> None:
+        self._model = model
+        self._images = images
+        self._length = 0
+        self._checksum = 0
+        self._local = b""
+
+    def append(self, token: int) -> int:
+        """The state at the token's position."""
+        model, position = self._model, self._length
+        self._length += 1
+        seen = model.first_visible(position) * _ENTRY.size
+        before = model.shown(crc32(self._local[seen:], self._checksum), self._images, position)
+        self._checksum = crc32(model.entry(before, token), self._checksum)
+        if model.local is not None:
+            self._local += model.local_entry(before, token)
+        return model.shown(crc32(self._local[seen:], self._checksum), self._images, position)
+
+
 def reference(
-    model: FakeModel, prompt: Sequence[int], tokens: int, sampling: Sampling, seed: int, stop: Iterable[int] = ()
+    model: FakeModel,
+    prompt: Sequence[int],
+    tokens: int,
+    sampling: Sampling,
+    seed: int,
+    stop: Iterable[int] = (),
+    images: Sequence[Image] = (),
 ) -> list[int]:
     """The tokens one request gets when it is alone: no pages, no batch, no cache; everything computed afresh."""
-    entries = b""
-    text = list(prompt)
-    for token in text:
-        entries += model.entry(crc32(entries), token)
+    text, state = Text(model, images), 0
+    history = list(prompt)
+    for token in prompt:
+        state = text.append(token)
     generated: list[int] = []
     while len(generated) < tokens:
-        token = model.sample(crc32(entries), sampling, seed, len(generated), text, len(prompt), b"")
+        token = model.sample(state, sampling, seed, len(generated), history, len(prompt), b"")
         if token in stop:
             break
-        text.append(token)
+        history.append(token)
         generated.append(token)
-        entries += model.entry(crc32(entries), token)
+        state = text.append(token)
     return generated
 
 
@@ -97,22 +148,25 @@ class _Ticket:
 
 
 class FakeExecutor:
-    """fail: called with the number of the batch (from 0) and the batch; an exception it returns is raised by result()
-    after half of the batch's entries have been written, as a real failure would leave them."""
+    """local: the layers of bounded reach, if the model is to have some and limits.local does not say. fail: called with
+    the number of the batch (from 0) and the batch; an exception it returns is raised by result() after half of the
+    batch's entries have been written, as a real failure would leave them."""
 
     def __init__(
         self,
         limits: Limits,
         *,
         dim: int = 4,
+        local: LayerPlan | None = None,
         fail: Callable[[int, Batch], Exception | None] | None = None,
     ) -> None:
         self._limits = limits
-        self.model = FakeModel(limits.vocab, dim)
+        self.model = FakeModel(limits.vocab, dim, limits.local or local)
         self.batches = 0
         self.closed = False
         self._fail = fail
         self._store = bytearray(b"\xa5" * (limits.pages * _PAGE_BYTES))
+        self._local_store = bytearray(b"\x5a" * ((limits.local_pages or limits.pages) * _PAGE_BYTES))
 
     @property
     def limits(self) -> Limits:
@@ -124,6 +178,7 @@ class FakeExecutor:
         assert 0 < len(batch.chunks) <= limits.batch_chunks, f"{len(batch.chunks)} chunks in a batch"
         assert batch.tokens <= limits.batch_tokens, f"{batch.tokens} tokens in a batch"
         tables = [page for chunk in batch.chunks for page in set(chunk.pages)]
+        local_tables = [page for chunk in batch.chunks for page in set(chunk.local_pages)]
         for chunk in batch.chunks:
             for page in chunk.pages[chunk.start // PAGE_TOKENS :]:
                 assert tables.count(page) == 1, f"page {page} is written by one sequence and held by another"
@@ -133,6 +188,12 @@ class FakeExecutor:
             assert len(set(chunk.pages)) == len(chunk.pages), "a page twice in one block table"
             assert all(0 <= page < limits.pages for page in chunk.pages), "a page that does not exist"
             assert all(0 <= token < limits.vocab for token in chunk.tokens), "a token outside the vocabulary"
+            if limits.local_pages:
+                self._check_local(chunk, local_tables)
+            else:
+                assert not chunk.local_pages, "local pages where there is no pool of them"
+            assert limits.images or not chunk.images, "images for a model that takes none"
+            assert all(image.positions[0] < end for image in chunk.images), "an image that begins behind the chunk"
             assert chunk.outputs <= len(chunk.tokens)
             if chunk.want & Want.SCORE:
                 assert len(chunk.targets) == chunk.outputs
@@ -155,18 +216,42 @@ class FakeExecutor:
     def close(self) -> None:
         self.closed = True
 
+    def _check_local(self, chunk: Chunk, tables: list[int]) -> None:
+        """The chunk must have the local pages that its positions see, and no longer those that none of them sees."""
+        end = chunk.start + len(chunk.tokens)
+        assert len(chunk.local_pages) == len(chunk.pages), "the block tables differ in length"
+        first, last = self.model.first_visible(chunk.start) // PAGE_TOKENS, (end - 1) // PAGE_TOKENS
+        held = [page for page in chunk.local_pages if page >= 0]
+        assert all(page < 0 for page in chunk.local_pages[:first]), "a local page that no position can see"
+        assert all(page >= 0 for page in chunk.local_pages[first : last + 1]), "a local page is missing"
+        assert len(set(held)) == len(held) and all(page < self._limits.local_pages for page in held)
+        for page in chunk.local_pages[chunk.start // PAGE_TOKENS : last + 1]:
+            assert tables.count(page) == 1, f"local page {page} is written by one sequence and held by another"
+
     def _write(self, chunk: Chunk) -> None:
         """Stores the entries of the chunk's tokens."""
-        context = self._checksum(chunk, chunk.start)
+        model, size = self.model, _ENTRY.size
+        checksum = self._checksum(chunk, chunk.start)
         for position, token in enumerate(chunk.tokens, chunk.start):
-            at = chunk.pages[position // PAGE_TOKENS] * _PAGE_BYTES + position % PAGE_TOKENS * _ENTRY.size
-            self._store[at : at + _ENTRY.size] = entry = self.model.entry(context, token)
-            context = crc32(entry, context)
+            before = model.shown(self._local_checksum(chunk, position, position, checksum), chunk.images, position)
+            block, offset = position // PAGE_TOKENS, position % PAGE_TOKENS * size
+            entry = model.entry(before, token)
+            at = chunk.pages[block] * _PAGE_BYTES + offset
+            self._store[at : at + size] = entry
+            checksum = crc32(entry, checksum)
+            if model.local is not None:
+                at = (chunk.local_pages or chunk.pages)[block] * _PAGE_BYTES + offset
+                self._local_store[at : at + size] = model.local_entry(before, token)
 
     def _read(self, chunk: Chunk) -> list[int]:
-        """The states of the output positions: checksums over everything in the store up to each of them."""
+        """The states of the output positions, from everything in the store that each of them sees."""
         end = chunk.start + len(chunk.tokens)
-        return [self._checksum(chunk, position + 1) for position in range(end - chunk.outputs, end)]
+        states = []
+        for position in range(end - chunk.outputs, end):
+            checksum = self._checksum(chunk, position + 1)
+            state = self._local_checksum(chunk, position, position + 1, checksum)
+            states.append(self.model.shown(state, chunk.images, position))
+        return states
 
     def _checksum(self, chunk: Chunk, positions: int) -> int:
         store = memoryview(self._store)
@@ -175,6 +260,20 @@ class FakeExecutor:
             at = chunk.pages[index] * _PAGE_BYTES
             size = min(positions - index * PAGE_TOKENS, PAGE_TOKENS) * _ENTRY.size
             checksum = crc32(store[at : at + size], checksum)
+        return checksum
+
+    def _local_checksum(self, chunk: Chunk, position: int, stop: int, checksum: int) -> int:
+        """Goes on with the local entries from the first that `position` sees to the one before `stop`."""
+        if self.model.local is None:
+            return checksum
+        store, pages = memoryview(self._local_store), chunk.local_pages or chunk.pages
+        at = self.model.first_visible(position)
+        while at < stop:
+            block, offset = divmod(at, PAGE_TOKENS)
+            count = min(stop - at, PAGE_TOKENS - offset)
+            begin = pages[block] * _PAGE_BYTES + offset * _ENTRY.size
+            checksum = crc32(store[begin : begin + count * _ENTRY.size], checksum)
+            at += count
         return checksum
 
     def _output(self, chunk: Chunk, states: list[int]) -> Output:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herder.cache.pages import PagePool
-from herder.cache.prefix import Node, PrefixCache
+from herder.cache.prefix import Node, PrefixCache, content
 from herder.core.batch import PAGE_TOKENS
 
 
@@ -15,10 +15,14 @@ def block(value: int, pages: int = 1) -> array[int]:
     return array("i", [value] * (PAGE_TOKENS * pages))
 
 
+def page_of(value: int) -> bytes:
+    return content(block(value), 0)
+
+
 def publish(cache: PrefixCache, *values: int) -> list[Node]:
     chain: list[Node] = []
     for value in values:
-        chain.append(cache.publish(chain[-1] if chain else None, block(value), cache.allocate()))
+        chain.append(cache.publish(chain[-1] if chain else None, page_of(value), cache.allocate()))
     return chain
 
 
@@ -44,7 +48,7 @@ def test_ids_are_compared_and_not_their_hashes(monkeypatch: pytest.MonkeyPatch) 
             return 1
 
     cache = PrefixCache(PagePool(4))
-    first = cache.publish(None, block(1), cache.allocate())
+    first = cache.publish(None, page_of(1), cache.allocate())
     # The same dictionary slot for every key: only equality can tell them apart.
     node = cache._nodes.pop(first.key)
     cache._nodes[(0, Colliding(first.key[1]))] = node
@@ -59,7 +63,7 @@ def test_publishing_what_is_known_gives_the_page_back() -> None:
     cache = PrefixCache(pool)
     (first,) = publish(cache, 1)
     duplicate = pool.allocate()
-    node = cache.publish(None, block(1), duplicate)
+    node = cache.publish(None, page_of(1), duplicate)
     assert node is first
     assert pool.references(duplicate) == 0
     assert pool.references(first.page) == 3  # the cache and two holders
@@ -111,7 +115,7 @@ def test_nothing_leaks_and_matches_are_exact(data: st.DataObject) -> None:
                 break
             page = cache.allocate()
             contents[page] = tuple(values[: index + 1])
-            chain.append(cache.publish(chain[-1] if chain else None, block(values[index]), page))
+            chain.append(cache.publish(chain[-1] if chain else None, page_of(values[index]), page))
         held.append(chain)
         in_use = {node.page for chain in held for node in chain}
         assert pool.size == len(in_use) + cache.available

@@ -6,18 +6,18 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from zlib import crc32
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herder.cache.pages import pages_for
 from herder.core.batch import PAGE_TOKENS, Batch, Limits
-from herder.core.request import Evaluated, Evaluation, Event, Finished, FinishReason, NewToken, Request, Sampling
+from herder.core.config import LayerPlan
+from herder.core.request import Evaluated, Evaluation, Event, Finished, FinishReason, Image, NewToken, Request, Sampling
 from herder.engine.loop import Loop
 from herder.engine.scheduler import Policy
 from herder.engine.sequence import Sequence, capacity
-from herder.runtime.fake import FakeExecutor, FakeModel, reference
+from herder.runtime.fake import FakeExecutor, FakeModel, Text, reference
 
 VOCAB = 5  # few tokens, so that prompts share prefixes, n-grams repeat and stop tokens are met
 
@@ -30,10 +30,22 @@ policies = st.builds(
 )
 
 
+reaches = st.one_of(
+    st.none(),
+    st.integers(1, 100).map(lambda window: LayerPlan(window=window)),
+    st.one_of(st.sampled_from([32, 64]), st.integers(1, 100)).map(lambda chunk: LayerPlan(chunk=chunk)),
+)
+KEYS = [bytes([number]) * 32 for number in range(2)]
+
+
 @st.composite
 def all_limits(draw: st.DrawFn) -> Limits:
     pages = draw(st.integers(1, 12))
+    local = draw(reaches)
     return Limits(
+        local_pages=draw(st.integers(0, 8)) if local is not None else 0,
+        local=local,
+        images=draw(st.booleans()),
         pages=pages,
         context=draw(st.integers(4, pages * PAGE_TOKENS + 20)),
         batch_tokens=draw(st.integers(1, 70)),
@@ -52,6 +64,17 @@ def prompts(draw: st.DrawFn, longest: int) -> tuple[int, ...]:
 
 
 @st.composite
+def images(draw: st.DrawFn, prompt: tuple[int, ...], limits: Limits) -> tuple[Image, ...]:
+    """Few different ones, so that prompts share them, in few places."""
+    if not limits.images:
+        return ()
+    places = sorted(draw(st.sets(st.integers(0, len(prompt) - 1), max_size=4)))
+    cut = draw(st.integers(0, len(places)))
+    parts = [part for part in (places[:cut], places[cut:]) if part]
+    return tuple(Image(None, (1, 1), part, draw(st.sampled_from(KEYS))) for part in parts)
+
+
+@st.composite
 def requests(draw: st.DrawFn, limits: Limits) -> Request:
     room = capacity(limits)
     prompt = draw(prompts(room - 1))
@@ -67,6 +90,7 @@ def requests(draw: st.DrawFn, limits: Limits) -> Request:
         sampling=sampling,
         stop_tokens=frozenset(draw(st.sets(st.integers(0, VOCAB - 1), max_size=1))),
         priority=draw(st.integers(0, 2)),
+        images=draw(images(prompt, limits)),
     )
 
 
@@ -89,8 +113,15 @@ class Reader:
 def expected(request: Request, limits: Limits) -> list[int]:
     room = capacity(limits) - len(request.prompt)
     tokens = room if request.max_tokens is None else request.max_tokens
-    return reference(FakeModel(limits.vocab), request.prompt, tokens, request.sampling, request.sampling.seed or 0,
-                     request.stop_tokens)  # fmt: skip
+    return reference(
+        FakeModel(limits.vocab, local=limits.local),
+        request.prompt,
+        tokens,
+        request.sampling,
+        request.sampling.seed or 0,
+        request.stop_tokens,
+        request.images,
+    )
 
 
 def add(loop: Loop, request: Request | Evaluation) -> tuple[Sequence, Reader]:
@@ -100,22 +131,48 @@ def add(loop: Loop, request: Request | Evaluation) -> tuple[Sequence, Reader]:
 
 
 def check_pages(loop: Loop) -> None:
-    """Every page is free, idle in the cache, or in the block table of a running sequence."""
+    """Every page is free, idle in the cache, or in the block table of a running sequence. Local pages are, besides,
+    held for exactly the blocks that a sequence still sees and has begun or is to begin."""
     scheduler = loop.scheduler
+    cache, limits = scheduler.cache, loop.limits
+    nodes = list(cache._nodes.values())
     held = {page for sequence in scheduler.running for page in sequence.pages}
-    assert loop.limits.pages == len(held) + scheduler.cache.available
-    assert all(not sequence.pages and not sequence.nodes for _, sequence in scheduler.waiting)
-    assert len(scheduler.running) <= min(loop.limits.batch_chunks, loop.limits.batch_tokens)
+    assert limits.pages == len(held) + cache.available
+    assert all(
+        not (sequence.pages or sequence.nodes or sequence.local_pages or sequence.local_stop)
+        for _, sequence in scheduler.waiting
+    )
+    assert len(scheduler.running) <= min(limits.batch_chunks, limits.batch_tokens)
     for page in held:
         holders = sum(page in sequence.pages for sequence in scheduler.running)
-        cached = sum(node.page == page for node in scheduler.cache._nodes.values())
+        cached = sum(node.page == page for node in nodes)
         assert scheduler.pool.references(page) == holders + cached
+    if not limits.local_pages:
+        assert not any(sequence.local_pages for sequence in scheduler.running)
+        return
+    assert limits.local is not None
+    local = {page for sequence in scheduler.running for page in sequence.local_pages if page >= 0}
+    assert limits.local_pages == len(local) + cache.available_local
+    for page in local:
+        holders = sum(page in sequence.local_pages for sequence in scheduler.running)
+        assert cache.local_pool.references(page) == holders + sum(node.local == page for node in nodes)
+    for sequence in scheduler.running:
+        assert len(sequence.local_pages) == len(sequence.pages)
+        first = limits.local.first_visible(sequence.computed) // PAGE_TOKENS
+        assert [index for index, page in enumerate(sequence.local_pages) if page >= 0] == [
+            *range(first, sequence.local_stop)
+        ]
+    stats = loop.stats()
+    assert (stats.local_pages, stats.local_pages_used) == (limits.local_pages, len(local))
+    assert stats.local_pages_cached == sum(node.local >= 0 for node in nodes)
 
 
 def check_empty(loop: Loop) -> None:
     assert loop.idle
-    loop.scheduler.cache.clear()
+    cache = loop.scheduler.cache
+    cache.clear()
     assert loop.scheduler.pool.free == loop.limits.pages
+    assert cache.local_pool.free == loop.limits.local_pages
 
 
 def work(loop: Loop, everything: list[Request]) -> int:
@@ -125,7 +182,7 @@ def work(loop: Loop, everything: list[Request]) -> int:
         room = capacity(loop.limits)
         total = room if request.max_tokens is None else len(request.prompt) + request.max_tokens
         steps += total + 1
-        growth += pages_for(total)
+        growth += pages_for(total) * (2 if loop.limits.local_pages else 1)
     return steps * (growth + 1)
 
 
@@ -196,7 +253,8 @@ def test_evaluations_share_the_loop_and_are_never_served_from_the_cache(data: st
         tokens = data.draw(prompts(room))
         report = data.draw(st.sampled_from(["scores", "logits", "hidden"]))
         tokens = tokens * 2 if report == "scores" and len(tokens) == 1 else tokens
-        mixed.append(Evaluation(tokens, report, data.draw(st.integers(0, len(tokens) - 1))))
+        first = data.draw(st.integers(0, len(tokens) - 1))
+        mixed.append(Evaluation(tokens, report, first, images=data.draw(images(tokens, limits))))
     mixed += data.draw(st.lists(requests(limits), max_size=3))
     readers = []
     for request in data.draw(st.permutations(mixed)):
@@ -220,15 +278,14 @@ def test_evaluations_share_the_loop_and_are_never_served_from_the_cache(data: st
             least = max(request.first, 1) if request.report == "scores" else request.first
             assert event.first == least + len(values) // width
             values += piece
-        assert values == evaluate(request)
+        assert values == evaluate(request, limits)
 
 
-def evaluate(request: Evaluation) -> list[float]:
+def evaluate(request: Evaluation, limits: Limits) -> list[float]:
     """What an evaluation must report, straight from the model's definition."""
-    model, entries, states = FakeModel(VOCAB), b"", []
-    for token in request.tokens:
-        entries += model.entry(crc32(entries), token)
-        states.append(crc32(entries))
+    model = FakeModel(VOCAB, local=limits.local)
+    text = Text(model, request.images)
+    states = [text.append(token) for token in request.tokens]
     if request.report == "scores":
         scored = range(max(request.first, 1), len(request.tokens))
         return list(array("f", [model.logprobs(states[i - 1])[request.tokens[i]] for i in scored]))
