@@ -7,6 +7,7 @@ weights as float32 under canonical names and in canonical row order, exactly as 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import numpy as np
 from gguf import GGMLQuantizationType as Quant
 from numpy.typing import NDArray
 
-from herder.core.config import LayerPlan, ModelConfig, Rope
+from herder.core.config import Experts, LayerPlan, ModelConfig, Rope, Temperature
+from tests.tiny_moe import expert_matrices, gguf_stacked, hf_keys, hf_layout, interleaved
 from tests.tiny_vocabulary import CHATML, EOS, VOCAB, add_to_gguf, write_tokenizer
 
 # Where the float16 scales of a block lie, for the formats the gguf package cannot pack.
@@ -59,12 +61,16 @@ def tiny_config(
     architecture: str = "llama",
     name: str = "Tiny",
     licence: str = "apache-2.0",
+    experts: Experts | None = None,
+    plan: tuple[LayerPlan, ...] | None = None,
+    temperature: Temperature | None = None,
 ) -> ModelConfig:
     return ModelConfig(
         architecture=architecture, layers=layers, dim=dim, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim or dim // heads, ffn_dim=ffn_dim, vocab=vocab, context=context, norm_eps=norm_eps,
-        rope=rope or Rope(), plan=(LayerPlan(window=window),) * layers, tied=tied, attention_bias=attention_bias,
-        mlp_bias=mlp_bias, name=name, licence=licence,
+        rope=rope or Rope(), plan=plan or (LayerPlan(window=window),) * layers, tied=tied,
+        attention_bias=attention_bias, mlp_bias=mlp_bias, name=name, licence=licence, experts=experts,
+        temperature=temperature,
     )  # fmt: skip
 
 
@@ -104,17 +110,17 @@ def random_weights(
     shapes = {"model.embed_tokens.weight": (config.vocab, config.dim), "model.norm.weight": (1, config.dim)}
     if not config.tied:
         shapes["lm_head.weight"] = (config.vocab, config.dim)
-    matrices = {"self_attn.q_proj": (q, config.dim), "self_attn.k_proj": (kv, config.dim)}
-    matrices |= {"self_attn.v_proj": (kv, config.dim), "self_attn.o_proj": (config.dim, q)}
-    matrices |= {"mlp.gate_proj": (config.ffn_dim, config.dim), "mlp.up_proj": (config.ffn_dim, config.dim)}
-    matrices |= {"mlp.down_proj": (config.dim, config.ffn_dim)}
-    for layer in range(config.layers):
+    attention = {"self_attn.q_proj": (q, config.dim), "self_attn.k_proj": (kv, config.dim)}
+    attention |= {"self_attn.v_proj": (kv, config.dim), "self_attn.o_proj": (config.dim, q)}
+    dense = {"mlp.gate_proj": (config.ffn_dim, config.dim), "mlp.up_proj": (config.ffn_dim, config.dim)}
+    dense |= {"mlp.down_proj": (config.dim, config.ffn_dim)}
+    for layer, plan in enumerate(config.plan):
         at = f"model.layers.{layer}."
         shapes |= {
             at + "input_layernorm.weight": (1, config.dim),
             at + "post_attention_layernorm.weight": (1, config.dim),
         }
-        for name, shape in matrices.items():
+        for name, shape in {**attention, **(expert_matrices(config) if plan.experts else dense)}.items():
             shapes[f"{at}{name}.weight"] = shape
             if config.attention_bias if name.startswith("self_attn") else config.mlp_bias:
                 shapes[f"{at}{name}.bias"] = (1, shape[0])
@@ -149,19 +155,20 @@ _GGUF_NAMES = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "mlp.router": "ffn_gate_inp",
+    "mlp.shared_expert.gate_proj": "ffn_gate_shexp",
+    "mlp.shared_expert.up_proj": "ffn_up_shexp",
+    "mlp.shared_expert.down_proj": "ffn_down_shexp",
 }
+_GGUF_ARCHITECTURES = {"mixtral": "llama", "llama4_text": "llama4"}
 
 
-def _gguf_name(name: str) -> str:
+def _gguf_name(name: str, stacked: bool) -> str:
     name = name.replace("model.layers.", "blk.")
     for canonical, short in _GGUF_NAMES.items():
         name = name.replace(canonical, short)
-    return name
-
-
-def interleave(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows from Hugging Face's half-split order to the interleaved one of Meta and GGUF."""
-    return rows.reshape(heads, 2, -1, *rows.shape[1:]).swapaxes(1, 2).reshape(rows.shape)
+    place = r".ffn_\2_exps." if stacked else r".ffn_\2.\1."
+    return re.sub(r"\.mlp\.experts\.(\d+)\.(gate|up|down)_proj\.", place, name)
 
 
 def write_tiny_gguf(
@@ -172,15 +179,18 @@ def write_tiny_gguf(
     chat_template: str | None = CHATML,
     add_bos: bool = False,
     vocabulary_only: bool = False,
+    stacked: bool = True,
     metadata: Mapping[str, Any] | None = None,
     **shape: Any,
 ) -> TinyModel:
     """A llama GGUF with a byte-level BPE vocabulary (pre `smollm`). shape: arguments of tiny_config.
 
     rope: kinds default, linear, yarn and longrope become metadata; Rope.factors becomes rope_freqs (or rope_factors_*).
-    metadata: further keys of GGUF's scalar types, or lists.
+    metadata: further keys of GGUF's scalar types, or lists. stacked: the experts of a layer in one tensor, or (as
+    older files have them) in one tensor each.
     """
     config = _as_float32(tiny_config(**shape))
+    config = replace(config, architecture=_GGUF_ARCHITECTURES.get(config.architecture, config.architecture))
     writer = gguf.GGUFWriter(path, config.architecture)
     writer.add_name(config.name)
     writer.add_license(config.licence)
@@ -198,28 +208,39 @@ def write_tiny_gguf(
         writer.add_value_length(config.head_dim)
     if config.plan[0].window is not None:
         writer.add_sliding_window(config.plan[0].window)
+    if config.experts is not None:
+        writer.add_expert_count(config.experts.count)
+        writer.add_expert_used_count(config.experts.active)
+    if config.architecture == "llama4":
+        _add_llama4(writer, config)
     _add_rope(writer, config)
     add_to_gguf(writer, config.vocab, chat_template, add_bos)
     for key, value in (metadata or {}).items():
         kind = gguf.GGUFValueType.get_type(value)
         writer.add_array(key, value) if isinstance(value, list) else writer.add_key_value(key, value, kind)
-    values, stored, names = ({}, {}, {}) if vocabulary_only else random_weights(config, formats, seed)
-    for name, rows in stored.items():
-        heads = {"q_proj": config.heads, "k_proj": config.kv_heads}.get(name.split(".")[-2])
-        item = rows
+    chosen = {"": formats, "router": "F32"} if isinstance(formats, str) else formats  # as llama.cpp's quantizer does
+    values, stored, names = ({}, {}, {}) if vocabulary_only else random_weights(config, chosen, seed)
+    for name, rows in gguf_stacked(stored) if stacked else stored.items():
+        dtype, item = Quant[names[name]], rows
         if name.endswith(".bias"):  # one row: the order is that of its elements
             item = rows.reshape(values[name].size, -1)
-        if heads is not None:
-            item = interleave(item, heads)
-        dtype = Quant[names[name]]
+        item = interleaved(name, item, config)
         if values[name].shape[0] == 1:
             item = item.reshape(-1)
-        writer.add_tensor(_gguf_name(name), _typed(item, dtype), raw_dtype=dtype)
+        writer.add_tensor(_gguf_name(name, stacked), _typed(item, dtype), raw_dtype=dtype)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return TinyModel(path, config, values, stored)
+
+
+def _add_llama4(writer: gguf.GGUFWriter, config: ModelConfig) -> None:
+    step = next((i + 1 for i, plan in enumerate(config.plan) if plan.experts), 1)
+    writer.add_interleave_moe_layer_step(step)
+    writer.add_expert_feed_forward_length(config.experts.ffn_dim if config.experts is not None else config.ffn_dim)
+    if config.local is None:
+        writer.add_sliding_window(0)
 
 
 def _as_float32(config: ModelConfig) -> ModelConfig:
@@ -271,7 +292,8 @@ def write_tiny_hf(
 ) -> TinyModel:
     """A Hugging Face directory: config.json, safetensors (dtype F32, F16, BF16), tokenizer.json, tokenizer_config.json.
 
-    shape: arguments of tiny_config; architecture may be `mistral`. extra_config: more keys of config.json, which win.
+    shape: arguments of tiny_config; architecture may be `mistral`; tiny_moe.py has those with experts.
+    extra_config: more keys of config.json, which win.
     """
     from safetensors import TensorSpec, serialize_file
 
@@ -281,11 +303,11 @@ def write_tiny_hf(
     norms_too = {"": dtype, "norm": dtype, "bias": dtype}
     values, stored, _ = random_weights(config, norms_too, seed)
     word = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[dtype]
-    tensors = {}
-    for name, rows in values.items():
-        shape_ = rows.shape if rows.shape[0] > 1 else rows.shape[1:]
-        data = stored[name] = np.ascontiguousarray(stored[name])
-        tensors[name] = TensorSpec(dtype=word, shape=shape_, data_ptr=data.ctypes.data, data_len=data.nbytes)
+    laid_out = hf_layout(config, stored, 4 if dtype == "F32" else 2)
+    tensors = {
+        name: TensorSpec(dtype=word, shape=extent, data_ptr=data.ctypes.data, data_len=data.nbytes)
+        for name, (data, extent) in laid_out.items()
+    }
     names = sorted(tensors)
     files = (
         ["model.safetensors"]
@@ -304,6 +326,14 @@ def write_tiny_hf(
     return TinyModel(directory, config, values, stored)
 
 
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "llama4_text": "Llama4ForCausalLM",
+}
+
+
 def hf_config(config: ModelConfig) -> dict[str, Any]:
     """config.json as transformers writes it."""
     rope: dict[str, Any] = {"rope_type": config.rope.kind, "rope_theta": config.rope.theta}
@@ -316,7 +346,7 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     if config.rope.kind == "longrope":
         rope |= {"short_factor": list(config.rope.factors or ()), "long_factor": list(config.rope.long_factors or ())}
     result = {
-        "architectures": [{"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"}[config.architecture]],
+        "architectures": [_CLASSES[config.architecture]],
         "model_type": config.architecture,
         "vocab_size": config.vocab,
         "hidden_size": config.dim,
@@ -336,6 +366,8 @@ def hf_config(config: ModelConfig) -> dict[str, Any]:
     }
     if config.architecture == "mistral":
         return {**result, "sliding_window": config.plan[0].window}
+    if config.architecture != "llama":
+        return {**result, **hf_keys(config)}
     return {**result, "attention_bias": config.attention_bias, "mlp_bias": config.mlp_bias}
 
 

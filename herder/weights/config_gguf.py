@@ -1,36 +1,47 @@
-"""GGUF metadata -> ModelConfig.
+"""GGUF metadata -> ModelConfig, for architectures llama (with or without experts) and llama4.
 
-Keys as in ggml's docs/gguf.md. Every key of the `llama` namespace is honoured, known to change nothing, or refused by
-name.
+Keys as in ggml's docs/gguf.md. Every key of the architecture's namespace is honoured, known to change nothing, or
+refused by name. What llama.cpp decides for llama4 without a key (`src/models/llama4.cpp`) is decided the same way here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Set
+from dataclasses import replace
 from typing import Any
 
-from herder.core.config import LayerPlan, ModelConfig, Rope
+from herder.core.config import Experts, LayerPlan, ModelConfig, Rope, Temperature
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.weights.fields import Fields, short
 from herder.weights.gguf import StringArray
 from herder.weights.names import ATTENTION_BIASES, MLP_BIASES, Role
 
-ARCHITECTURES = ("llama",)
+ARCHITECTURES = ("llama", "llama4")
 MAX_LAYERS = 4096
 MAX_WIDTH = 1 << 24  # dim, ffn_dim, heads, head_dim
 MAX_VOCAB = 1 << 27
+MAX_EXPERTS = 4096
+
+# What llama.cpp hard-codes for llama4.
+CHUNK = 8192
+NOPE_INTERVAL = 4
+TEMPERATURE = Temperature(floor=8192, scale=0.1)
+COUNT_WITHOUT_QK_NORM = 128  # experts: that is Maverick
 
 # Keys that change nothing about the computation, and why.
 _HARMLESS = {
     "tensor_data_layout": "says that q and k rows are interleaved, which architecture `llama` implies",
     "rope.scaling.finetuned": "whether the scaling was trained in; it is applied either way",
-    "expert_used_count": "means nothing without experts",
 }
 
 # Keys that change the computation unless they have one of these values.
 _NEUTRAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
-    ("expert_count", (0,), "mixture of experts"),
+    ("expert_group_count", (0, 1), "experts in groups"),
+    ("expert_group_used_count", (0, 1), "experts in groups"),
+    ("expert_weights_scale", (0.0, 1.0), "scaled experts"),
+    ("leading_dense_block_count", (0,), "first layers without experts"),
+    ("moe_every_n_layers", (0,), "experts in some layers only, as another architecture has them"),
     ("use_parallel_residual", (False,), "attention and feed-forward side by side"),
     ("attention.causal", (True,), "attention that sees the future"),
     ("attention.clamp_kqv", (0.0,), "clamped activations"),
@@ -52,13 +63,18 @@ def check_architecture(where: str, metadata: Mapping[str, Any]) -> str:
     """general.architecture, if it is one we run. Raises UnsupportedModel otherwise, naming what is supported."""
     general = Fields(where, metadata, "general.")
     kind = general.text("type", "model")
+    architecture = general.text("architecture")
+    if architecture == "clip" or kind == "mmproj":
+        raise UnsupportedModel(
+            f"{where} is an image encoder without its language model (architecture {short(architecture)}): give the "
+            "language model's GGUF for text, or for images the Hugging Face directory of the model"
+        )
     if kind != "model":
         raise UnsupportedModel(f"{where} is a GGUF of type {short(kind)}, not a model: give the model it belongs to")
-    architecture = general.text("architecture")
     if architecture not in ARCHITECTURES:
         raise UnsupportedModel(
-            f"{where} has architecture {short(architecture)}, which is not supported; supported is "
-            f"{', '.join(ARCHITECTURES)} (Llama 1 to 3, Mistral 7B, SmolLM2 and others of that shape)"
+            f"{where} has architecture {short(architecture)}, which is not supported; supported are llama (Llama 1 to "
+            "3, Mistral 7B, Mixtral, SmolLM2 and others of that shape) and llama4"
         )
     return str(architecture)
 
@@ -107,8 +123,14 @@ def config_from_gguf(
         scale = keys.number("attention.scale")
         if not math.isclose(scale, head_dim**-0.5, rel_tol=1e-5):
             raise UnsupportedModel(f"{where}: attention.scale = {scale:g} is not supported (1 / sqrt({head_dim}) is)")
-    window = keys.integer("attention.sliding_window", 0, low=0)
     context = keys.integer("context_length")
+    ffn_dim = keys.uniform("feed_forward_length", high=MAX_WIDTH)
+    if architecture == "llama4":
+        experts, plan = _llama4(keys, layers)
+    else:
+        experts, plan = _mixtral(keys, ffn_dim), (LayerPlan(window=_window(keys)),) * layers
+        if experts is not None:
+            plan = tuple(replace(layer, experts=True) for layer in plan)
     config = ModelConfig(
         architecture=architecture,
         layers=layers,
@@ -116,17 +138,19 @@ def config_from_gguf(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        ffn_dim=keys.uniform("feed_forward_length", high=MAX_WIDTH),
+        ffn_dim=ffn_dim,
         vocab=_vocabulary(keys, metadata, embedding_rows),
         context=context,
         norm_eps=keys.number("attention.layer_norm_rms_epsilon"),
         rope=_rope(keys, context, factors),
-        plan=(LayerPlan(window=window or None),) * layers,
+        plan=plan,
         tied=Role.HEAD not in roles,
         attention_bias=bool(roles & ATTENTION_BIASES),
         mlp_bias=bool(roles & MLP_BIASES),
         name=general.text("name", ""),
         licence=general.text("license", ""),
+        experts=experts,
+        temperature=TEMPERATURE if any(layer.temperature for layer in plan) else None,
     )
     unknown = keys.unread()
     if unknown:
@@ -135,6 +159,55 @@ def config_from_gguf(
             "change the computation: a newer version of herder may know it"
         )
     return config
+
+
+def _window(keys: Fields) -> int | None:
+    """The sliding window, 0 meaning none."""
+    return keys.integer("attention.sliding_window", 0, low=0) or None
+
+
+def _mixtral(keys: Fields, ffn_dim: int) -> Experts | None:
+    """The experts of a llama: in every layer, chosen as in Mixtral."""
+    count = keys.integer("expert_count", 0, low=0, high=MAX_EXPERTS)
+    expert_dim = keys.integer("expert_feed_forward_length", ffn_dim, low=0, high=MAX_WIDTH) or ffn_dim
+    keys.neutral("expert_gating_func", (0, 1), "experts not chosen by softmax")
+    keys.neutral("expert_weights_norm", (True,), "experts' weights that do not sum to 1")
+    keys.neutral("expert_shared_count", (0,), "shared experts")
+    keys.neutral("interleave_moe_layer_step", (0, 1), "experts in some layers only")
+    active = keys.integer("expert_used_count", 0, low=0, high=MAX_EXPERTS)
+    if count == 0:
+        return None
+    if active == 0:
+        raise ModelFileError(f"{keys.where}: {keys.prefix}expert_used_count is missing or 0, with {count} experts")
+    return Experts(count, active, expert_dim, "softmax")
+
+
+def _llama4(keys: Fields, layers: int) -> tuple[Experts | None, tuple[LayerPlan, ...]]:
+    """Chunks of 8192 and every fourth layer without RoPE, unless sliding_window is there and 0: then every layer has
+    RoPE and sees everything, as the converter means it. QK norm unless there are 128 experts."""
+    count = keys.integer("expert_count", 0, low=0, high=MAX_EXPERTS)
+    active = keys.integer("expert_used_count", 1, low=0, high=MAX_EXPERTS)
+    expert_dim = keys.integer("expert_feed_forward_length", high=MAX_WIDTH)
+    step = keys.integer("interleave_moe_layer_step", low=0, high=MAX_LAYERS)
+    shared_dim = keys.integer("expert_shared_feed_forward_length", expert_dim, high=MAX_WIDTH)
+    keys.neutral("expert_gating_func", (0, 2), "experts not chosen by sigmoid")
+    keys.neutral("expert_weights_norm", (False,), "experts' weights made to sum to 1")
+    keys.neutral("expert_shared_count", (1,), "other than one shared expert")
+    keys.neutral("attention.sliding_window", (0, CHUNK), f"llama.cpp takes chunks of {CHUNK} whatever it says")
+    keys.neutral("attention.chunk_size", (CHUNK,), f"llama.cpp takes chunks of {CHUNK} whatever it says")
+    keys.neutral("rope.freq_base_swa", (keys.get("rope.freq_base"),), "another RoPE in layers of bounded reach")
+    chunked = keys.get("attention.sliding_window") != 0
+    keys.neutral("attention.sliding_window_pattern", (NOPE_INTERVAL,), "another order of layers")
+    if count and not active:
+        raise ModelFileError(f"{keys.where}: {keys.prefix}expert_used_count is 0, with {count} experts")
+    plan = []
+    for i in range(layers):
+        rope = not chunked or (i + 1) % NOPE_INTERVAL != 0
+        moe = count > 0 and step > 0 and (i + 1) % step == 0
+        qk_norm = rope and count != COUNT_WITHOUT_QK_NORM
+        plan.append(LayerPlan(rope, None, CHUNK if chunked and rope else None, qk_norm, not rope, moe))
+    experts = Experts(count, active, expert_dim, "sigmoid", shared_dim) if any(p.experts for p in plan) else None
+    return experts, tuple(plan)
 
 
 def _vocabulary(keys: Fields, metadata: Mapping[str, Any], rows: int) -> int:

@@ -11,7 +11,7 @@ import pytest
 
 from herder.weights import names
 from herder.weights.names import Place, Role
-from tests.tiny import interleave
+from tests.tiny_moe import interleave
 
 HEADER = Path(__file__).parents[2] / "native" / "include" / "herder.h"
 
