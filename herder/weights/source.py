@@ -1,4 +1,4 @@
-"""open_model(path) -> ModelFiles: a GGUF file or a Hugging Face directory as a configuration and named tensors.
+"""open_model(path) -> ModelFiles: a model's files, of whichever kind, as a configuration and named tensors.
 
 The tensors are checked against the configuration before anything is loaded: each required one is there once, with the
 right shape; whatever else the files hold is known to carry nothing, or refused by name.
@@ -178,23 +178,54 @@ class ModelFiles:
 
 
 def open_model(path: Path) -> ModelFiles:
-    """Opens a .gguf file (or the first of a split one), or a directory with config.json and safetensors, or a directory
-    that holds one GGUF model. Maps the weights; reads no tensor.
+    """Opens a .gguf file (or the first of a split one), or a directory that holds one model. Maps the weights; reads no
+    tensor.
 
+    A directory may hold Hugging Face's files (config.json with model.safetensors or its shards), which come first;
+    Meta's or Mistral's own (params.json with consolidated.*); or one GGUF model.
     Raises ModelNotFound, ModelFileError (damaged, contradictory) or UnsupportedModel (named reason).
     """
     path = Path(path)
     if path.is_dir():
-        if (path / "config.json").exists():
-            from herder.weights.source_hf import open_directory
-
-            return open_directory(path)
-        path = _gguf_in(path)
-    elif path.suffix in (".safetensors", ".bin", ".pth", ".pt"):
-        raise UnsupportedModel(f"{path} is not a whole model: give the directory that also holds config.json")
+        return _open_directory(path)
+    if path.suffix in (".safetensors", ".bin", ".pth", ".pt"):
+        beside = "params.json" if path.name.startswith("consolidated") else "config.json"
+        raise UnsupportedModel(f"{path} is not a whole model: give the directory that also holds {beside}")
     from herder.weights.source_gguf import open_gguf
 
     return open_gguf(path)
+
+
+def _open_directory(directory: Path) -> ModelFiles:
+    from herder.weights.source_gguf import open_gguf
+    from herder.weights.source_hf import WEIGHTS
+    from herder.weights.source_hf import open_directory as open_hf
+
+    names = {entry.name for entry in directory.iterdir()}
+    published = any(name in names for name in WEIGHTS)
+    if published and "config.json" in names:
+        return open_hf(directory)
+    if any(name.startswith("consolidated") and name.endswith((".pth", ".pt", ".safetensors")) for name in names):
+        return _open_consolidated(directory)
+    if any(name.endswith(".gguf") for name in names):
+        return open_gguf(_gguf_in(directory))
+    if not published and (directory / "original" / "params.json").exists():
+        original = directory / "original"
+        raise ModelNotFound(
+            f"{directory} has its weights in Meta's own format, in a folder of their own: give {original}"
+        )
+    if "config.json" in names:
+        return open_hf(directory)  # which says what of the weights is missing
+    missing = "model.safetensors without config.json" if published else "neither config.json nor a .gguf file"
+    raise ModelNotFound(f"{directory} holds {missing}: give the directory of a model")
+
+
+def _open_consolidated(directory: Path) -> ModelFiles:
+    from herder.weights.config_mistral import is_mistral
+    from herder.weights.source_meta import open_meta, read_params
+    from herder.weights.source_mistral import open_mistral
+
+    return (open_mistral if is_mistral(read_params(directory)) else open_meta)(directory)
 
 
 def _gguf_in(directory: Path) -> Path:
@@ -204,7 +235,7 @@ def _gguf_in(directory: Path) -> Path:
         return firsts[0]
     if firsts:
         raise ModelNotFound(f"{directory} holds {len(firsts)} GGUF models: give one, such as {firsts[0]}")
-    raise ModelNotFound(f"{directory} holds neither config.json nor a .gguf file: give the directory of a model")
+    raise ModelNotFound(f"{directory} lacks the first part of {found[0].name}: download it too")
 
 
 def shape_of(role: Role, config: ModelConfig) -> tuple[int, int]:

@@ -39,7 +39,7 @@ from herder.weights.windows import Window, float_format, join
 
 MAX_PARAMS = 1 << 20  # bytes of params.json
 MAX_RANKS = 64
-_SHARD = re.compile(r"consolidated\.(\d\d)\.pth")
+_SHARD = re.compile(r"consolidated\.\d\d\.pth?")
 
 # vocabulary -> bos, and what ends a turn or a text, as llama_models' tokenizers and generation code have them. The
 # first of the latter is the end of text.
@@ -113,9 +113,10 @@ def read_params(directory: Path) -> dict[str, Any]:
     return parse_object(raw, path)
 
 
-def shard_paths(directory: Path) -> list[Path]:
+def shard_paths(directory: Path, suffix: str = "pth") -> list[Path]:
     """The file of each rank, in order. Raises ModelNotFound naming the first that is missing."""
-    found = sorted(path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name))
+    names = (path.name for path in directory.iterdir() if _SHARD.fullmatch(path.name))
+    found = sorted(name for name in names if name.endswith(f".{suffix}"))
     single = directory / "consolidated.pth"
     if not found:
         if single.exists():
@@ -127,7 +128,7 @@ def shard_paths(directory: Path) -> list[Path]:
         )
     if len(found) > MAX_RANKS:
         raise UnsupportedModel(f"{directory} has {len(found)} files consolidated.NN.pth; supported are {MAX_RANKS}")
-    expected = [f"consolidated.{rank:02d}.pth" for rank in range(len(found))]
+    expected = [f"consolidated.{rank:02d}.{suffix}" for rank in range(len(found))]
     if found != expected:
         missing = next(name for name, other in zip(expected, found, strict=True) if name != other)
         raise ModelNotFound(f"{directory / missing} is missing, although {found[-1]} is there: download it too")

@@ -1,9 +1,10 @@
-"""Mistral's own files as ModelFiles: params.json and consolidated.safetensors, or consolidated-0000N-of-0000M.safetensors.
+"""Mistral's own files as ModelFiles: params.json with consolidated.safetensors (or its parts) or consolidated.NN.pth.
 
 Names are Meta's, and so is the interleaved order of q and k. A Mixtral has its experts one by one
 (`feed_forward.experts.E.w1`, or `block_sparse_moe.` in place of `feed_forward.`), or stacked as in its first release
-(`block_sparse_moe.w1`, all experts' rows one after another, w2 transposed). That release and Mistral 7B v0.1 came as
-consolidated.00.pth, which is read just the same. Source: mistral_inference's `transformer_layers.py` and `moe.py`.
+(`block_sparse_moe.w1`, all experts' rows one after another, w2 transposed). Parts hold whole tensors, each one once;
+so do the consolidated.NN.pth (or .pt) of the first releases, which are not ranks. Sources: mistral_inference's
+`transformer_layers.py` and `moe.py`, and transformers' converter of Mixtral.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from typing import NamedTuple
 
 from herder.core.config import ModelConfig
 from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
-from herder.weights.config_mistral import config_from_mistral
+from herder.weights.config_mistral import config_from_mistral, is_mistral
 from herder.weights.fields import short
 from herder.weights.mapping import MappedFile
 from herder.weights.names import Place, Role, canonical_name, interleaved_rows
 from herder.weights.ranks import Ranks, safe_windows, torch_windows
 from herder.weights.safetensors import SafeTensors
 from herder.weights.source import ModelFiles, check_complete, check_shape_sanity, required, shape_of
-from herder.weights.source_meta import name_of, read_params, shard_paths
+from herder.weights.source_meta import name_of, open_meta, read_params, shard_paths
 from herder.weights.torch_file import TorchFile
 from herder.weights.windows import Window, join
 
@@ -53,6 +54,13 @@ class _Stored(NamedTuple):
 
     name: str
     stacked: bool = False
+
+
+def open_params(directory: Path) -> ModelFiles:
+    """Opens a directory with a params.json, whoever's it is."""
+    if is_mistral(read_params(directory)):
+        return open_mistral(directory)
+    return open_meta(directory)
 
 
 def open_mistral(directory: Path) -> ModelFiles:
@@ -113,14 +121,21 @@ def _windows(directory: Path, opened: list[MappedFile]) -> dict[str, Window]:
         opened.append(files[-1].file)
     if files:
         return safe_windows(files)
-    paths = shard_paths(directory)
-    if len(paths) > 1:
-        raise UnsupportedModel(
-            f"{directory} has {len(paths)} files consolidated.NN.pth of Mistral's: only one is supported"
-        )
-    file = TorchFile(paths[0])
-    opened.append(file.file)
-    return torch_windows(file)
+    windows: dict[str, Window] = {}
+    for path in _pickles(directory):
+        file = TorchFile(path)
+        opened.append(file.file)
+        found = torch_windows(file)
+        if twice := sorted(set(windows) & set(found)):
+            raise ModelFileError(f"{path}: tensor {short(twice[0])} is also in another file of the model")
+        windows |= found
+    return windows
+
+
+def _pickles(directory: Path) -> list[Path]:
+    if (directory / "consolidated.00.pt").exists():
+        return shard_paths(directory, "pt")
+    return shard_paths(directory)
 
 
 def _safetensors(directory: Path) -> list[Path]:

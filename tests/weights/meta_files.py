@@ -92,7 +92,7 @@ def params(config: ModelConfig, **changes: Any) -> dict[str, Any]:
     return {
         "dim": config.dim, "n_layers": config.layers, "n_heads": config.heads, "n_kv_heads": config.kv_heads,
         "vocab_size": config.vocab, "multiple_of": 1, "ffn_dim_multiplier": multiplier, "norm_eps": config.norm_eps,
-        "rope_theta": config.rope.theta, **({"use_scaled_rope": True} if config.rope.kind == "llama3" else {}), **changes,
+        "rope_theta": config.rope.theta, "use_scaled_rope": config.rope.kind == "llama3", **changes,
     }  # fmt: skip
 
 
