@@ -201,7 +201,10 @@ def _open_directory(directory: Path) -> ModelFiles:
     from herder.weights.source_hf import WEIGHTS
     from herder.weights.source_hf import open_directory as open_hf
 
-    names = {entry.name for entry in directory.iterdir()}
+    try:
+        names = {entry.name for entry in directory.iterdir()}
+    except OSError as error:
+        raise ModelFileError(f"{directory} cannot be read ({error.strerror}): check its permissions") from None
     published = any(name in names for name in WEIGHTS)
     if published and "config.json" in names:
         return open_hf(directory)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from herder.weights.quantized.made import Made
 
 MAX_JSON = 64 << 20  # bytes; the largest real ones are tokenizer_config.json with a list of special tokens
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json")  # as transformers names them
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,200}\.safetensors")
 
 _LICENCE = re.compile(r"^license(?:_name)?:[ \t]*([^\s#][^\n#]{0,100})", re.MULTILINE)
@@ -92,15 +93,14 @@ def _read(path: Path, limit: int) -> bytes | None:
 def _weight_files(directory: Path) -> tuple[list[Path], dict[str, str]]:
     """model.safetensors, or the shards that model.safetensors.index.json names, as transformers chooses; and the index:
     tensor name -> file name."""
-    single = directory / "model.safetensors"
+    single, index_path = (directory / name for name in WEIGHTS)
     if single.exists():
         return [single], {}
-    index_path = directory / "model.safetensors.index.json"
     index = _json(index_path)
     if index is None:
         if pickles := sorted(p.name for p in directory.iterdir() if p.suffix in (".bin", ".pth", ".pt")):
             raise UnsupportedModel(
-                f"{directory} has its weights in {pickles[0]}, a pickle, which can run code: convert it to safetensors"
+                f"{directory} has its weights in {pickles[0]}, a pickle of another tool's: convert it to safetensors"
             )
         raise ModelNotFound(f"{directory} has no model.safetensors and no {index_path.name}: download the weights too")
     weight_map = index.get("weight_map")

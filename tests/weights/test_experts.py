@@ -27,7 +27,7 @@ GGUF: dict[str, dict[str, Any]] = {
     "mixtral": mixtral(),
     "mixtral, experts in tensors of their own": mixtral(stacked=False),
     "mixtral Q4_0": mixtral(formats="Q4_0"),
-    "mixtral of mixed formats": mixtral(formats={"": "Q4_K", "gate_proj": "Q6_K", "router": "F16"}, dim=256, ffn_dim=256),
+    "mixtral, K-quants": mixtral(formats={"": "Q4_K", "gate_proj": "Q6_K", "router": "F16"}, dim=256, ffn_dim=256),
     "llama4": llama4(chunk=8192, floor=8192),
     "llama4 Q8_0, every layer, two active": llama4(chunk=8192, floor=8192, step=1, active=2, formats="Q8_0"),
     "llama4 without chunks": llama4(chunk=None),
