@@ -104,6 +104,12 @@ class Limits:
     local_pages: int = 0  # pages of the layers of bounded reach; 0: they share `pages` with the others
     local: LayerPlan | None = None  # with local_pages: whose first_visible() says which of them are still needed
     images: bool = False  # whether chunks may carry images
+    rows: int = 0  # of the embedding, where it has more than vocab: for ids that are read but never written
+
+    @property
+    def prompt_ids(self) -> int:
+        """How many ids a prompt may hold, from 0 on."""
+        return self.rows or self.vocab
 
 
 Ticket = Any  # a batch under way; what it is, only the executor that launched it knows

@@ -206,9 +206,9 @@ def check(request: Request | Evaluation, limits: Limits) -> None:
             raise UsageError(f"first is {request.first}: must be between 0 and {last}, the last of the given tokens")
     if not prompt:
         raise UsageError("the prompt is empty: give at least one token")
-    if min(prompt) < 0 or max(prompt) >= limits.vocab:
-        wrong = next(t for t in prompt if not 0 <= t < limits.vocab)
-        raise UsageError(f"token id {wrong} is outside this model's vocabulary (0 to {limits.vocab - 1})")
+    if min(prompt) < 0 or max(prompt) >= limits.prompt_ids:
+        wrong = next(t for t in prompt if not 0 <= t < limits.prompt_ids)
+        raise UsageError(f"token id {wrong} is outside this model's vocabulary (0 to {limits.prompt_ids - 1})")
     check_images(request.images, prompt, limits)
     limit = capacity(limits)
     if need > limit:

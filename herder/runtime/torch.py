@@ -21,10 +21,11 @@ from torch import Tensor
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Limits, Output, Want
 from herder.core.errors import NumericError, OutOfMemory, UsageError
 from herder.core.request import TokenLogprob
+from herder.formats.table import BF16
 from herder.model.build import Progress, build
 from herder.model.llama import Llama
 from herder.model.taps import tapped
-from herder.runtime.abi import Interrupted
+from herder.runtime import abi
 from herder.runtime.torch_images import EncoderCache
 from herder.runtime.torch_kv import BatchCache, PageStore
 from herder.runtime.torch_sampler import Sampler
@@ -107,7 +108,7 @@ class TorchExecutor:
 
     def _stop(self) -> None:
         if self._interrupt.is_set():
-            raise Interrupted("the batch was interrupted")
+            raise abi.Interrupted("the batch was interrupted")
 
     def _forward(self, model: Llama, batch: Batch, cache: BatchCache) -> Tensor:
         """Hidden states of the batch's tokens: (tokens, dim)."""
@@ -233,7 +234,7 @@ def load_model(
     """
     config = files.config
     place = choose_device(device)
-    kind = choose_dtype(dtype, place)
+    kind = choose_dtype(dtype, place, files)
     if threads:
         torch.set_num_threads(threads)
     local = config.local if kv_local_pages else None
@@ -249,6 +250,7 @@ def load_model(
         local_pages=kv_local_pages if local else 0,
         local=local,
         images=config.vision is not None,
+        rows=config.embedding_rows or 0,
     )
     return TorchExecutor(model, store, limits, place)
 
@@ -270,11 +272,18 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """ "auto" is bfloat16 on CUDA and float32 on the CPU. Raises UsageError for another name."""
+def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dtype:
+    """ "auto" is bfloat16 on CUDA, and on a CPU that multiplies it if the file's matrices are bfloat16; else float32.
+
+    Raises UsageError for another name.
+    """
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
+        # With AMX, bfloat16 is up to four times as fast as float32 for many tokens and never slower; without such
+        # instructions PyTorch converts every operand.
+        stored = all(source.format == BF16 for source in files.tensors if source.rows > 1)
+        fast = bool({"amx_bf16", "avx512_bf16", "bf16"} & set(abi.cpu_info()["features"]))
+        return torch.bfloat16 if device.type == "cuda" or (stored and fast) else torch.float32
     if name not in known:
         raise UsageError(f"dtype is {name!r}: must be 'auto', {', '.join(map(repr, known))}")
     return known[name]

@@ -27,10 +27,13 @@ class Sampler:
         self._bias_values = array("f", [value for _, value in sampling.logit_bias])
         self._mask = None if chunk.mask is None else array("I", chunk.mask)
         self._history: array[int] = array("i")
+        self._seen, self._prompt = len(chunk.history), chunk.prompt_tokens
         if chunk.history:
             # A later output position also sees the chunk's tokens between the first one and itself.
             first = len(chunk.tokens) - chunk.outputs
             self._history = int_array(chunk.history) + int_array(chunk.tokens)[first + 1 :]
+            if max(self._history) >= vocab:
+                self._leave_out_images()
         self._token = array("i", [0])
         self._logprob = array("f", [0.0])
         self._top_ids = array("i", [0]) * (sampling.logprobs or 0)
@@ -42,14 +45,14 @@ class Sampler:
         Raises NumericError for logits that are no numbers, or when bias and mask forbid every token.
         """
         chunk, options = self._chunk, self._options
-        seen = len(chunk.history)
+        seen = self._seen
         mask_at = 0 if self._mask is None else _address(self._mask) + 4 * -(-self._vocab // 32) * output
         abi.PACK_SAMPLING.pack_into(
             self._sampling, 0,
             options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty,
             options.presence_penalty, options.frequency_penalty, chunk.seed, chunk.step + output,
             len(self._bias_ids), _address(self._bias_ids), _address(self._bias_values), mask_at,
-            _address(self._history), seen + output if seen else 0, chunk.prompt_tokens if seen else 0,
+            _address(self._history), seen + output if seen else 0, self._prompt if seen else 0,
             len(self._top_ids),
         )  # fmt: skip
         row = np.ascontiguousarray(logits, np.float32)
@@ -64,6 +67,14 @@ class Sampler:
             return self._token[0], None
         top = tuple(zip(self._top_ids, self._top_logprobs, strict=True))
         return self._token[0], TokenLogprob(self._token[0], self._logprob[0], top)
+
+    def _leave_out_images(self) -> None:
+        """Llama 3.2 Vision's image token is not in the vocabulary: there is no logit to penalize. It stands in prompts,
+        or is guessed by speculation, and then nothing after it counts."""
+        prompt, rest = self._history[: self._seen], self._history[self._seen :]
+        shown = array("i", [token for token in prompt if token < self._vocab])
+        self._history = shown + array("i", [min(token, self._vocab - 1) for token in rest])
+        self._seen, self._prompt = len(shown), self._prompt - (len(prompt) - len(shown))
 
 
 def _address(values: array[Any]) -> int:
