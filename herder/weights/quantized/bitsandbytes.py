@@ -9,9 +9,8 @@
   w = quant_map[index] * absmax, in float32, rounded once to the dtype that quant_state names.
 8 bits: weight int8 (out, in), SCB float32 (out), weight_format 0 (rows as they are): w = q * SCB * (1 / 127), in this
 order in float32, rounded to the checkpoint's dtype.
-Sources: bitsandbytes' functional.py (QuantState.from_dict, dequantize_4bit, int8_vectorwise_dequant) and the kernel
-kDequantizeBlockwise; its CPU path for four bits multiplies in the dtype. No block format has these tables, so all are
-expanded.
+Sources: bitsandbytes' functional.py (QuantState.from_dict, dequantize_4bit, int8_vectorwise_dequant) and
+backends/default/ops.py. No block format has these tables, and the scales are seldom float16: all are expanded.
 """
 
 from __future__ import annotations

@@ -141,7 +141,9 @@ def expanded(
     def make() -> OwnedBytes:
         owner, target = _target(dtype, rows, cols)
         for low, high in slabs(rows, cols):
-            target[low:high] = _rounded(where, dtype, products(low, high))
+            with np.errstate(over="ignore", invalid="ignore"):  # found when it is rounded
+                values = products(low, high)
+            target[low:high] = _rounded(where, dtype, values)
         return owner
 
     return Made(name, dtype, rows, cols, make)
