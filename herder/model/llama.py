@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from herder.core.config import LayerPlan, ModelConfig
@@ -66,8 +67,7 @@ class RMSNorm(nn.Module):
 
 def normalized(x: Tensor, eps: float) -> Tensor:
     """x divided by its root mean square over the last axis, computed in float32."""
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
 
 
 class Attend(nn.Module):

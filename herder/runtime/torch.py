@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from herder.core import machine
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Limits, Output, Want
 from herder.core.errors import NumericError, OutOfMemory, UsageError
 from herder.core.request import TokenLogprob
@@ -287,6 +288,14 @@ def choose_dtype(name: str, device: torch.device, files: ModelFiles) -> torch.dt
     if name not in known:
         raise UsageError(f"dtype is {name!r}: must be 'auto', {', '.join(map(repr, known))}")
     return known[name]
+
+
+def available_memory(device: torch.device) -> int | None:
+    """Bytes that are free on the device, None where that is not known."""
+    if device.type == "cpu":
+        return machine.memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free)
 
 
 @contextmanager

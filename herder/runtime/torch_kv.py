@@ -1,6 +1,6 @@
 """Keys and values in pages, in PyTorch: the store, and the attention of one batch over it.
 
-A layer's store is one tensor, (2, pages, PAGE_TOKENS, kv_heads, head_dim): keys, then values. A batch's block tables
+A layer's store is two tensors, keys and values, each (pages, PAGE_TOKENS, kv_heads, head_dim). A batch's block tables
 say which pages are whose. Chunks of equally many tokens are one call of attention: all decoding sequences together, for
 one. Their pages are gathered into rows as long as the longest needs; the mask hides what is not theirs.
 """
@@ -30,15 +30,15 @@ class PageStore:
     ) -> None:
         self.plans = config.plan
         self.split = local_pages > 0
-        self.layers: list[Tensor | None] = []
+        self.layers: list[tuple[Tensor, ...]] = []  # keys and values; nothing in cross-attention layers
         for plan in config.plan:
             count = local_pages if self.split and plan.local else pages
-            shape = (2, count, PAGE_TOKENS, config.kv_heads, config.head_dim)
-            self.layers.append(None if plan.cross else _zeros(shape, dtype, device))
+            shape = (count, PAGE_TOKENS, config.kv_heads, config.head_dim)
+            self.layers.append(tuple(_zeros(shape, dtype, device) for _ in range(0 if plan.cross else 2)))
 
     @property
     def bytes(self) -> int:
-        return sum(layer.numel() * layer.element_size() for layer in self.layers if layer is not None)
+        return sum(store.numel() * store.element_size() for layer in self.layers for store in layer)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -54,7 +54,7 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 class _Group:
     """Chunks of equally many tokens, seen by layers of one plan. b chunks, n tokens each, at most m keys.
 
-    rows: where their tokens are in the batch. table: (b, pages) of the gather. keys: m. mask: bool (b, n, m), or None
+    rows: where their tokens are in the batch. table: (b * pages) of the gather. keys: m. mask: bool (b, n, m), or None
     where causal says it all, or where the one query sees every key.
     """
 
@@ -64,6 +64,11 @@ class _Group:
     keys: int
     mask: Tensor | None
     causal: bool
+
+    def gather(self, store: Tensor) -> Tensor:
+        """(b, m, kv_heads, head_dim), the chunks' keys (or values) in order of position."""
+        pages = store.index_select(0, self.table)
+        return pages.view(self.chunks, -1, *store.shape[2:])[:, : self.keys]
 
 
 @dataclass(slots=True)
@@ -94,14 +99,12 @@ class BatchCache:
 
     def attend(self, layer: int, plan: LayerPlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         self._before_layer()
-        store, view = self._store.layers[layer], self._view(plan)
-        assert store is not None
-        slots = store.flatten(1, 2)
-        slots[0].index_copy_(0, view.slots, k)
-        slots[1].index_copy_(0, view.slots, v)
+        stores, view = self._store.layers[layer], self._view(plan)
+        for store, rows in zip(stores, (k, v), strict=True):
+            store.flatten(0, 1).index_copy_(0, view.slots, rows)
         out = torch.empty_like(q)
         for group in view.groups:
-            keys, values = store[:, group.table].flatten(2, 3)[:, :, : group.keys]
+            keys, values = (group.gather(store) for store in stores)
             queries = q[group.rows].view(group.chunks, -1, *q.shape[1:])
             out[group.rows] = attention(queries, keys, values, group.mask, causal=group.causal).flatten(0, 1)
         return out
@@ -109,9 +112,9 @@ class BatchCache:
     def clear(self, index: int) -> None:
         """Overwrites with zeros what chunk `index` wrote: whoever gets the pages next must not meet NaN in them."""
         first, last = self.starts[index], self.starts[index + 1]
-        for plan, store in zip(self._store.plans, self._store.layers, strict=True):
-            if store is not None:
-                store.flatten(1, 2)[:, self._view(plan).slots[first:last]] = 0
+        for plan, stores in zip(self._store.plans, self._store.layers, strict=True):
+            for store in stores:
+                store.flatten(0, 1)[self._view(plan).slots[first:last]] = 0
 
     def _view(self, plan: LayerPlan) -> _View:
         """Layers of equal reach share it, and its masks."""
@@ -154,7 +157,7 @@ class BatchCache:
             queries = starts[:, None] + np.arange(count)
             positions = first_pages[:, None] * PAGE_TOKENS + np.arange(keys)
             mask = visible(plan, self._tensor(queries), self._tensor(positions))
-        return _Group(self._rows(members, count), len(members), self._tensor(table), keys, mask, causal)
+        return _Group(self._rows(members, count), len(members), self._tensor(table.reshape(-1)), keys, mask, causal)
 
     def _rows(self, members: list[int], count: int) -> Tensor | slice:
         first, last = members[0], members[-1]
