@@ -41,15 +41,16 @@ class PromptImages:
         if not self._prepared and not parts:
             return ()
         places = [position for position, token in enumerate(tokens) if token == self._config.image_token]
-        found = [self._prepared[id(part)] for part in parts]
-        counts = [len(one.pixels) * one.tile_tokens or 1 for one in found]
-        if len(found) != len(self._prepared) or sum(counts) != len(places):
+        needed = sum(map(_tokens, self._prepared.values()))
+        if len(parts) != len(self._prepared) or len(places) != needed:
             raise UnsupportedModel(
-                f"the chat format put {len(places)} image tokens into the prompt, where {len(self._prepared)} images "
-                f"need {sum(counts)}: it does not know this model's images"
+                f"the chat format put {len(places)} image tokens into the prompt, where it needs {needed}: it does not "
+                "know this model's images"
             )
         images = []
-        for one, count in zip(found, counts, strict=True):
+        for part in parts:
+            one = self._prepared[id(part)]
+            count = _tokens(one)
             images.append(Image(one.pixels, one.grid, tuple(places[:count]), one.key))
             del places[:count]
         return tuple(images)
@@ -76,3 +77,8 @@ class PromptImages:
                 part = replace(part, grid=cut.grid, tile_tokens=cut.tile_tokens)
                 self._prepared[id(part)] = cut
             yield part
+
+
+def _tokens(image: Prepared) -> int:
+    """How many of the prompt's tokens stand for it."""
+    return len(image.pixels) * image.tile_tokens or 1
