@@ -148,6 +148,7 @@ def _vision(keys: Fields) -> Llama4Vision:
     common_keys(keys, ("gelu",), "only exact GELU")
     keys.neutral("model_type", ("llama4_vision_model",), "another image encoder")
     keys.neutral("num_channels", (3,), "images that are not RGB")
+    keys.neutral("vision_feature_layer", (-1,), "features of another layer than the last")
     keys.neutral("vision_feature_select_strategy", ("default",), "other features of an image")
     keys.neutral("multi_modal_projector_bias", (False,), "a projector with a bias, which transformers ignores")
     keys.neutral("norm_eps", (1e-5,), "transformers ignores it and takes 1e-05")
