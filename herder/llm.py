@@ -99,6 +99,11 @@ class LLM:
         """The longest prompt plus answer, in tokens."""
         return self.engine.limits.context
 
+    @property
+    def sees(self) -> bool:
+        """Whether chat() takes images: a vision model, on a runtime that runs its encoder."""
+        return self.config.vision is not None and self.engine.limits.images
+
     def close(self) -> None:
         """Stops what runs and frees the memory."""
         self.engine.close()

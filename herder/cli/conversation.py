@@ -19,15 +19,15 @@ _ROLES = ("user", "assistant")
 
 @dataclass(slots=True)
 class Conversation:
-    """messages: {"role": "user" | "assistant", "content": text}, in turns. settings: sampling options and max_tokens
-    that differ from the model's own."""
+    """messages: {"role": "user" | "assistant", "content": text}, in turns; a user's content may be a list of parts,
+    with images as data URLs. settings: sampling options and max_tokens that differ from the model's own."""
 
     model: str
     system: str | None = None
-    messages: list[dict[str, str]] = field(default_factory=list)
+    messages: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
 
-    def prompt(self) -> list[dict[str, str]]:
+    def prompt(self) -> list[dict[str, Any]]:
         """What the model is given: the system message, then everything said."""
         system = [{"role": "system", "content": self.system}] if self.system is not None else []
         return system + self.messages
@@ -103,11 +103,16 @@ def load(path: Path) -> Conversation:
         isinstance(one, dict)
         and set(one) == {"role", "content"}
         and one["role"] in _ROLES
-        and isinstance(one["content"], str)
+        and (isinstance(one["content"], str) or (one["role"] == "user" and isinstance(one["content"], list)))
         for one in messages
     )
     if not right:
         raise UsageError(f"{path}: messages must be a list of objects with role ({' or '.join(_ROLES)}) and content")
+    for at, one in enumerate(messages):
+        if isinstance(one["content"], list):
+            from herder.chat.message import read_message
+
+            read_message(one, f"{path}: messages[{at}]", files=False)
     if not isinstance(data.get("model"), str) or not isinstance(data.get("system"), str | None):
         raise UsageError(f"{path}: model must be text, and system text or null")
     if not isinstance(settings, dict):

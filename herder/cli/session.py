@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from herder.cli.conversation import Conversation
 from herder.cli.generation import start_chat
@@ -23,13 +24,14 @@ class Session:
     """A context; the model is loaded on entering and freed on leaving.
 
     stop: texts that end an answer. last: the answer before, None before the first. used: tokens of the context that the
-    conversation fills, as far as the last answer told.
+    conversation fills, as far as the last answer told. images: parts of the next message, which come before its text.
     """
 
     def __init__(self, conversation: Conversation, opener: Opener, stop: Sequence[str] = ()) -> None:
         self.conversation = conversation
         self.last: Completion | None = None
         self.used = 0
+        self.images: list[dict[str, Any]] = []
         self._opener = opener
         self._stop = tuple(stop)
         self._stack = ExitStack()
@@ -53,16 +55,17 @@ class Session:
 
     def ask(self, text: str) -> CompletionStream:
         """Starts the answer to text. The conversation changes only with keep()."""
-        messages = [*self.conversation.prompt(), {"role": "user", "content": text}]
+        messages = [*self.conversation.prompt(), {"role": "user", "content": self._content(text)}]
         options = dict(self.conversation.settings) | {"stop": self._stop}
         return start_chat(self.llm, self.conversation.model, messages, options)
 
     def keep(self, text: str, completion: Completion) -> None:
         """Adds a turn to the conversation."""
         self.conversation.messages += [
-            {"role": "user", "content": text},
+            {"role": "user", "content": self._content(text)},
             {"role": "assistant", "content": completion.text},
         ]
+        self.images = []
         self.last = completion
         self.used = completion.usage.prompt_tokens + completion.usage.completion_tokens
 
@@ -72,10 +75,31 @@ class Session:
         if len(messages) < 2:
             raise UsageError("nothing was answered yet")
         del messages[-1]
-        return messages.pop()["content"]
+        content: str | list[dict[str, Any]] = messages.pop()["content"]
+        if isinstance(content, str):
+            return content
+        self.images = [part for part in content if part["type"] != "text"]
+        return "".join([part["text"] for part in content if part["type"] == "text"])
+
+    def attach(self, path: str) -> None:
+        """Adds an image to the next message. Raises UsageError for a file that is none, or a model that cannot see."""
+        from herder.chat.images import read
+        from herder.images.header import read_header
+
+        if not self.llm.sees:
+            name = self.conversation.model
+            raise UsageError(f"{name} takes no images as it is loaded: only vision models do, with --runtime torch")
+        data = read(path, path, files=True)
+        kind = read_header(data, path).format.lower()
+        url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+        self.images.append({"type": "image_url", "image_url": {"url": url}})
+
+    def _content(self, text: str) -> str | list[dict[str, Any]]:
+        return [*self.images, {"type": "text", "text": text}] if self.images else text
 
     def clear(self) -> None:
         self.conversation.messages.clear()
+        self.images = []
         self.used = 0
 
     def replace(self, conversation: Conversation) -> None:

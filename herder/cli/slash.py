@@ -108,6 +108,15 @@ def _set(session: Session, rest: str) -> None:
     print(f"{name} is {'as the model has it' if value is None else value}")
 
 
+def _image(session: Session, rest: str) -> None:
+    if rest == OFF:
+        session.images.clear()
+    elif rest:
+        session.attach(rest)
+    count = len(session.images)
+    print(f"{count} image{'' if count == 1 else 's'} with the next message")
+
+
 def _regenerate(session: Session, rest: str) -> str:
     if "seed" in session.conversation.settings:
         print("the seed is set, so the answer will be the same: /set seed off draws a new one")
@@ -123,6 +132,7 @@ SLASH: dict[str, Slash] = {
     "system": Slash("/system [TEXT|off]", "Show or change the system message", _system),
     "model": Slash("/model [NAME]", "Show the model, or go on with another", _model),
     "set": Slash("/set [NAME VALUE|off]", "Show or change sampling: temperature, top_p, seed, max_tokens ...", _set),
+    "image": Slash("/image [FILE|off]", "Show the model an image with the next message", _image),
     "regenerate": Slash("/regenerate", "Answer the last message anew", _regenerate),
     "clear": Slash("/clear", "Forget what was said", _clear),
     "save": Slash("/save NAME", "Write the conversation to a file", _save),

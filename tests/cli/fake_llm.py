@@ -75,6 +75,7 @@ class FakeLLM:
         self.config: ModelConfig = shape_config("smollm2-135m")
         self.context = 200
         self.chat_format: object = "fake"
+        self.sees = True
         self.asked: list[tuple[Any, dict[str, Any]]] = []
         self.interrupt_after: int | None = None
         self.closed = False
@@ -85,11 +86,11 @@ class FakeLLM:
     def __exit__(self, *exc: object) -> None:
         self.closed = True
 
-    def chat(self, messages: list[dict[str, str]], *, stream: bool, **options: Any) -> FakeStream:
+    def chat(self, messages: list[dict[str, Any]], *, stream: bool, **options: Any) -> FakeStream:
         assert stream
         if self.chat_format is None:
             raise UnsupportedModel("no chat format")
-        return self._start(messages, messages[-1]["content"], options)
+        return self._start(messages, _text(messages[-1]["content"]), options)
 
     def generate(self, prompt: str, *, stream: bool, **options: Any) -> FakeStream:
         assert stream
@@ -101,7 +102,7 @@ class FakeLLM:
 
     def _start(self, prompt: Any, text: str, options: dict[str, Any]) -> FakeStream:
         self.asked.append(([dict(one) for one in prompt] if isinstance(prompt, list) else prompt, options))
-        length = sum(len(one["content"]) for one in prompt) if isinstance(prompt, list) else len(prompt)
+        length = sum(len(_text(one["content"])) for one in prompt) if isinstance(prompt, list) else len(prompt)
         if length > self.context:
             raise ContextOverflow(f"the prompt has {length} tokens", prompt_tokens=length, limit=self.context)
         limit = options.pop("max_tokens", None)
@@ -125,3 +126,7 @@ class FakeLLM:
         stream = FakeStream(pieces[:limit], finish)
         stream.interrupt_after, self.interrupt_after = self.interrupt_after, None
         return stream
+
+
+def _text(content: str | list[dict[str, Any]]) -> str:
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content)
