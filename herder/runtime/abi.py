@@ -16,12 +16,13 @@ from typing import Any, NamedTuple, NoReturn
 
 from herder.core.errors import HerderError, NumericError, OutOfMemory, UnsupportedModel, UsageError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 
 OK = 0
 ERR_ARGUMENT, ERR_MEMORY, ERR_FORMAT, ERR_NUMERIC, ERR_INTERNAL, ERR_INTERRUPTED = range(1, 7)
 
 DTYPE_AUTO, DTYPE_FLOAT32 = 0, 1
+ROUTER_SOFTMAX, ROUTER_SIGMOID = 0, 1
 
 
 class Error(ctypes.Structure):
@@ -33,7 +34,15 @@ class Error(ctypes.Structure):
 class LayerPlan(ctypes.Structure):
     """hd_layer_plan"""
 
-    _fields_ = (("rope", c_int32), ("window", c_int32))
+    _fields_ = (
+        ("rope", c_int32),
+        ("window", c_int32),
+        ("chunk", c_int32),
+        ("qk_norm", c_int32),
+        ("temperature", c_int32),
+        ("experts", c_int32),
+        ("local", c_int32),
+    )
 
 
 class Config(ctypes.Structure):
@@ -55,6 +64,15 @@ class Config(ctypes.Structure):
         ("compute", c_int32),
         ("threads", c_int32),
         ("kv_pages", c_int32),
+        ("kv_local_pages", c_int32),
+        ("temperature_floor", c_int32),
+        ("temperature_scale", c_float),
+        ("n_experts", c_int32),
+        ("n_experts_used", c_int32),
+        ("expert_ffn_dim", c_int32),
+        ("shared_ffn_dim", c_int32),
+        ("router", c_int32),
+        ("expert_memory", c_int64),
     )
 
 
@@ -64,12 +82,15 @@ class Tensor(ctypes.Structure):
     _fields_ = (
         ("role", c_int32),
         ("layer", c_int32),
+        ("expert", c_int32),
         ("format", c_int32),
         ("rows", c_int64),
         ("cols", c_int64),
         ("data", c_void_p),
         ("bytes", c_size_t),
         ("row_map", c_void_p),
+        ("turned", c_int64),
+        ("lazy", c_int32),
     )
 
 
@@ -105,6 +126,7 @@ class Chunk(ctypes.Structure):
         ("n_tokens", c_int32),
         ("start", c_int32),
         ("pages", c_void_p),
+        ("local_pages", c_void_p),
         ("n_pages", c_int32),
         ("n_outputs", c_int32),
         ("want", c_int32),
@@ -122,7 +144,7 @@ class Chunk(ctypes.Structure):
 
 # The two structures of every step, as one pack_into each: setting their fields through ctypes takes ten times as long.
 # "@" aligns as C does; 0Q pads the end.
-PACK_CHUNK = struct.Struct("@PiiPiiiPPPPPPPPP")
+PACK_CHUNK = struct.Struct("@PiiPPiiiPPPPPPPPP")
 PACK_SAMPLING = struct.Struct("@fifffffQqiPPPPiii0Q")
 
 Tap = ctypes.CFUNCTYPE(None, c_void_p, c_char_p, c_int64, c_int64, c_void_p)
@@ -135,6 +157,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "hd_model_finish": (c_int32, [c_void_p, c_void_p]),
     "hd_model_free": (None, [c_void_p]),
     "hd_model_memory": (None, [c_void_p, c_void_p, c_void_p, c_void_p]),
+    "hd_model_experts": (None, [c_void_p, c_void_p, c_void_p, c_void_p]),
     "hd_forward": (c_int32, [c_void_p, c_void_p, c_int32, c_void_p]),
     "hd_model_interrupt": (None, [c_void_p]),
     "hd_model_tap": (None, [c_void_p, Tap, c_void_p]),

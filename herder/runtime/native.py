@@ -16,14 +16,14 @@ from typing import Any, Literal, NamedTuple
 
 from herder.core.batch import Batch, Chunk, Limits, Output, Want, int_array
 from herder.core.config import ModelConfig
-from herder.core.errors import ModelFileError, UsageError
+from herder.core.errors import UnsupportedModel, UsageError
 from herder.core.request import Sampling, TokenLogprob
 from herder.runtime import abi
-from herder.weights.rope import inv_freq
+from herder.runtime.packing import Progress, core_shape, pack
+from herder.weights.mapping import MappedFile
 from herder.weights.source import ModelFiles
 
 Compute = Literal["auto", "float32"]
-Progress = Callable[[int, int], None]  # bytes packed, bytes in all
 
 BATCH_CHUNKS = 64
 BATCH_TOKENS = 512
@@ -36,6 +36,15 @@ class Memory(NamedTuple):
     weights: int
     kv: int
     work: int
+
+
+class PackedExperts(NamedTuple):
+    """Experts that are packed when a token is first routed to them: how many are held now, the bytes they take (part
+    of Memory.weights), and how many times one was packed so far."""
+
+    held: int
+    bytes: int
+    packings: int
 
 
 @dataclass(slots=True)
@@ -52,12 +61,14 @@ class _Ticket:
 class NativeExecutor:
     """Runs batches on one hd_model. One ticket at a time: result() runs what launch() has prepared."""
 
-    def __init__(self, core: ctypes.CDLL, handle: int, limits: Limits, dim: int) -> None:
+    def __init__(self, core: ctypes.CDLL, handle: int, limits: Limits, dim: int, files: list[MappedFile]) -> None:
+        """files: what the model still reads experts from; closed with it."""
         self._core = core
         self._forward = core.hd_forward
         self._handle: int | None = handle
         self._limits = limits
         self._dim = dim
+        self._files = files
         self._lock = threading.Lock()  # interrupt() comes from other threads and must not meet a freed model
         self._error = abi.Error()
         self._error_at = ctypes.addressof(self._error)
@@ -85,6 +96,8 @@ class NativeExecutor:
     def result(self, ticket: _Ticket) -> list[Output]:
         if self._handle is None:
             raise RuntimeError("the native executor is closed")
+        for file in self._files:
+            file.verify_unchanged()
         status = self._forward(self._handle, self._chunks_at, len(ticket.chunks), self._error_at)
         if status:
             abi.fail(status, self._error)
@@ -114,12 +127,20 @@ class NativeExecutor:
             handle, self._handle = self._handle, None
         if handle is not None:
             self._core.hd_model_free(handle)
+        for file in self._files:
+            file.close()
 
     def memory(self) -> Memory:
         values = (c_int64 * 3)()
         at = ctypes.addressof(values)
         self._core.hd_model_memory(self._handle, at, at + 8, at + 16)
         return Memory(*values)
+
+    def experts(self) -> PackedExperts:
+        values = (c_int64 * 3)()
+        at = ctypes.addressof(values)
+        self._core.hd_model_experts(self._handle, at, at + 8, at + 16)
+        return PackedExperts(*values)
 
     def tap(self, report: Callable[[str, int, int, array[float]], None] | None) -> None:
         """Reports activations of the following batches: name, rows, columns, row-major values. None ends it."""
@@ -135,16 +156,24 @@ class NativeExecutor:
 
     def _marshal(self, ticket: _Ticket, index: int, chunk: Chunk, out: int) -> None:
         """Fills the structures of one chunk. Field order: PACK_CHUNK and PACK_SAMPLING follow herder.h."""
+        if chunk.images:
+            raise UnsupportedModel("the native core sees no images: load the model with runtime='torch'")
         tokens, pages = int_array(chunk.tokens), int_array(chunk.pages)
         if tokens is not chunk.tokens or pages is not chunk.pages:
             ticket.alive += (tokens, pages)
         tokens_at, count = tokens.buffer_info()
         pages_at, n_pages = pages.buffer_info()
+        local_at = 0
+        if chunk.local_pages:
+            local_pages = int_array(chunk.local_pages)
+            ticket.alive.append(local_pages)
+            local_at = local_pages.buffer_info()[0]
+            assert len(local_pages) == n_pages
         want = chunk.want
         if not want:
             abi.PACK_CHUNK.pack_into(
                 self._chunks, index * abi.PACK_CHUNK.size,
-                tokens_at, count, chunk.start, pages_at, n_pages, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                tokens_at, count, chunk.start, pages_at, local_at, n_pages, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             )  # fmt: skip
             return
         sampling_at = targets_at = logprobs_at = top_ids_at = top_logprobs_at = logits_at = scores_at = hidden_at = 0
@@ -169,7 +198,7 @@ class NativeExecutor:
                 targets_at = targets.buffer_info()[0]
         abi.PACK_CHUNK.pack_into(
             self._chunks, index * abi.PACK_CHUNK.size,
-            tokens_at, count, chunk.start, pages_at, n_pages, outputs, want, sampling_at, targets_at,
+            tokens_at, count, chunk.start, pages_at, local_at, n_pages, outputs, want, sampling_at, targets_at,
             out, logprobs_at, top_ids_at, top_logprobs_at, logits_at, scores_at, hidden_at,
         )  # fmt: skip
 
@@ -236,75 +265,51 @@ def load_model(
     *,
     context: int,
     kv_pages: int,
+    kv_local_pages: int = 0,
     compute: Compute = "auto",
     threads: int = 0,
     isa: str | None = None,
+    expert_memory: int = 0,
     progress: Progress | None = None,
     library_path: str | None = None,
 ) -> NativeExecutor:
     """Repacks a model's tensors into the core's layouts and makes it ready to run.
 
-    context: longest sequence, tokens. kv_pages: pages of the KV store, PAGE_TOKENS tokens each. compute: "auto" keeps
-    quantized weights quantized, "float32" expands weights, activations and KV entries. threads: 0 = one per usable
-    core. isa: one of abi.cpu_info()["isas"]; None picks the best. progress is called on this thread.
+    context: longest sequence, tokens. kv_pages: pages of the KV store, PAGE_TOKENS tokens each. kv_local_pages: of the
+    store of the layers of bounded reach; 0: they share the other one. compute: "auto" keeps quantized weights
+    quantized, "float32" expands weights, activations and KV entries. threads: 0 = one per usable core. isa: one of
+    abi.cpu_info()["isas"]; None picks the best. progress is called on this thread.
 
     Each tensor's pages of the mapped file are given back as soon as it is packed, so that the file and its packed copy
-    are not in memory together. Raises ModelFileError, UnsupportedModel, OutOfMemory or UsageError.
+    are not in memory together. Experts that a mapped file holds are packed when a token is first routed to them, so the
+    executor keeps those files open (the caller may close `files`); expert_memory: bytes that such experts may take, 0
+    for no limit, beyond which those used longest ago are forgotten until they are needed again.
+    An image encoder and the layers that attend to it are left out. Raises ModelFileError, UnsupportedModel, OutOfMemory
+    or UsageError.
     """
     config = files.config
     core = abi.library(library_path)
-    error = abi.Error()
-    error_at = ctypes.addressof(error)
-    frequencies, factor = inv_freq(config, context)
-    plan = (abi.LayerPlan * config.layers)(*(abi.LayerPlan(layer.rope, layer.window or 0) for layer in config.plan))
-    shape = abi.Config(
-        n_layers=config.layers,
-        dim=config.dim,
-        n_heads=config.heads,
-        n_kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        ffn_dim=config.ffn_dim,
-        vocab=config.vocab,
-        norm_eps=config.norm_eps,
+    shape = core_shape(
+        config,
         context=context,
-        rope_inv_freq=frequencies.buffer_info()[0],
-        rope_attention_factor=factor,
-        layers=ctypes.addressof(plan),
-        compute=abi.DTYPE_FLOAT32 if compute == "float32" else abi.DTYPE_AUTO,
-        threads=threads,
         kv_pages=kv_pages,
+        kv_local_pages=kv_local_pages,
+        float32=compute == "float32",
+        threads=threads,
+        expert_memory=expert_memory,
     )
+    error = abi.Error()
     model = c_void_p()
     name = isa.encode() if isa is not None else None
-    status = core.hd_model_create(ctypes.addressof(shape), name, ctypes.addressof(model), error_at)
+    status = core.hd_model_create(
+        ctypes.addressof(shape.config), name, ctypes.addressof(model), ctypes.addressof(error)
+    )
     if status:
         abi.fail(status, error, UsageError)
     handle = model.value
     assert handle is not None
     try:
-        total = sum(tensor.bytes for tensor in files.tensors)
-        done = 0
-        for tensor in files.load():
-            packed = abi.Tensor(
-                role=int(tensor.role),
-                layer=tensor.layer,
-                format=tensor.format_id,
-                rows=tensor.rows,
-                cols=tensor.cols,
-                data=tensor.address,
-                bytes=tensor.bytes,
-                row_map=None if tensor.row_map is None else tensor.row_map.buffer_info()[0],
-            )
-            status = core.hd_model_tensor(handle, ctypes.addressof(packed), error_at)
-            if status:
-                abi.fail(status, error, ModelFileError)
-            tensor.release()
-            done += tensor.bytes
-            if progress is not None:
-                progress(done, total)
-        status = core.hd_model_finish(handle, error_at)
-        if status:
-            abi.fail(status, error, ModelFileError)
+        kept = pack(core, handle, files, progress)
     except BaseException:
         core.hd_model_free(handle)
         raise
@@ -314,13 +319,19 @@ def load_model(
         batch_tokens=batch_tokens(config),
         batch_chunks=BATCH_CHUNKS,
         vocab=config.vocab,
+        local_pages=kv_local_pages,
+        local=config.local if kv_local_pages else None,
     )
-    return NativeExecutor(core, handle, limits, config.dim)
+    return NativeExecutor(core, handle, limits, config.dim, kept)
 
 
 def batch_tokens(config: ModelConfig) -> int:
     """Tokens in one batch, at most: as many as keep the float32 activations of a layer within WORK_BYTES."""
-    per_token = 4 * (2 * config.ffn_dim + 4 * config.dim + 2 * (config.heads + config.kv_heads) * config.head_dim)
+    width = 2 * config.ffn_dim
+    if (moe := config.experts) is not None:  # a row for each expert of a token
+        slots = moe.active + (moe.shared_ffn_dim > 0)
+        width = max(width, 2 * slots * (max(moe.ffn_dim, moe.shared_ffn_dim) + config.dim))
+    per_token = 4 * (width + 4 * config.dim + 2 * (config.heads + config.kv_heads) * config.head_dim)
     return max(128, min(BATCH_TOKENS, WORK_BYTES // per_token // 32 * 32))
 
 

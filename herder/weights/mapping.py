@@ -8,7 +8,7 @@ mapping keeps the old file alive.
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import mmap
 import os
 import stat
@@ -87,6 +87,13 @@ class MappedFile:
         if end > start:
             self._map.madvise(mmap.MADV_DONTNEED, start, end - start)
 
+    def share(self) -> MappedFile:
+        """The same open file and mapping for another owner: addresses stay valid until both are closed."""
+        self.map()
+        other = copy.copy(self)
+        other._file = open(os.dup(self._file.fileno()), "rb", buffering=0)  # noqa: SIM115 (closed by close())
+        return other
+
     def verify_unchanged(self) -> None:
         """Raises ModelFileError when size or modification time differ from when the file was opened."""
         now = os.fstat(self._file.fileno())
@@ -94,12 +101,9 @@ class MappedFile:
             raise self._changed()
 
     def close(self) -> None:
-        """Unmaps and closes; addresses handed out become invalid. A view that is still alive keeps the mapping (and so
-        itself) valid until it is released. Closing twice is harmless."""
-        if self._map is not None:
-            mapped, self._map = self._map, None
-            with contextlib.suppress(BufferError):  # views exist: unmapped when the last of them goes
-                mapped.close()
+        """Unmaps and closes; addresses handed out become invalid, unless the file is shared. A view that is still alive
+        keeps the mapping (and so itself) valid until it is released. Closing twice is harmless."""
+        self._map = None  # unmapped with the last view and the last owner
         self._file.close()
 
     def _changed(self) -> ModelFileError:

@@ -24,7 +24,7 @@ extern "C" {
 #define HD_API __attribute__((visibility("default")))
 #endif
 
-#define HD_ABI_VERSION 1
+#define HD_ABI_VERSION 2
 #define HD_PAGE_TOKENS 32 /* tokens in one KV page; also the block over which attention reduces */
 
 typedef enum hd_status {
@@ -83,7 +83,8 @@ typedef enum hd_role {
   HD_B_GATE = 16,
   HD_B_UP = 17,
   HD_B_DOWN = 18,
-  /* Layers whose plan says experts; the three EXPERT roles come once per expert (hd_tensor.expert). */
+  /* Layers whose plan says experts have these in place of W_GATE..B_DOWN; the three EXPERT roles come once per expert
+   * (hd_tensor.expert). */
   HD_ROUTER = 19,      /* (n_experts, dim) */
   HD_EXPERT_GATE = 20, /* (expert_ffn_dim, dim) */
   HD_EXPERT_UP = 21,
@@ -95,9 +96,23 @@ typedef enum hd_role {
 
 typedef enum hd_dtype { HD_DTYPE_AUTO = 0, HD_DTYPE_FLOAT32 = 1 } hd_dtype;
 
+/* How a token chooses its experts among the router's float32 logits: the n_experts_used largest, of equal ones the
+ * lower expert number. SOFTMAX (Mixtral): outputs are weighted with the softmax over the chosen logits, which is the
+ * softmax over all of them renormalised. SIGMOID (Llama 4): an expert's input is multiplied by the sigmoid of its
+ * logit. The outputs are added up, best expert first, then the shared expert's of the unscaled input. */
+typedef enum hd_router { HD_ROUTER_SOFTMAX = 0, HD_ROUTER_SIGMOID = 1 } hd_router;
+
+/* What differs between layers. At most one of window and chunk is set. q and k are rotated, then normed, then q is
+ * scaled. */
 typedef struct hd_layer_plan {
-  int32_t rope;   /* 1: rotate q and k */
-  int32_t window; /* 0: full causal; w: a key is visible iff q - w < k <= q */
+  int32_t rope;    /* 1: rotate q and k */
+  int32_t window;  /* 0, or w of a sliding window: a key is visible iff q - w < k <= q */
+  int32_t chunk;   /* 0, or c of chunked attention: a key is visible iff k <= q and k / c == q / c */
+  int32_t qk_norm; /* 1: q and k of each head are divided by their root mean square (norm_eps inside the root) */
+  int32_t
+      temperature; /* 1: q *= 1 + temperature_scale * ln((position + 1) / temperature_floor + 1), a whole quotient */
+  int32_t experts; /* 1: the feed-forward network is a mixture of experts */
+  int32_t local;   /* 1: keys and values lie in the local store (hd_chunk.local_pages); needs window or chunk */
 } hd_layer_plan;
 
 typedef struct hd_config {
@@ -110,16 +125,34 @@ typedef struct hd_config {
   /* hd_dtype: AUTO keeps quantized weights quantized (int8 activations); FLOAT32 expands every weight, activation and
    * KV entry to float32 */
   int32_t compute;
-  int32_t threads;  /* 0: one per core this process may run on */
-  int32_t kv_pages; /* pages in the KV store, HD_PAGE_TOKENS tokens each */
+  int32_t threads;           /* 0: one per core this process may run on */
+  int32_t kv_pages;          /* pages in the KV store, HD_PAGE_TOKENS tokens each */
+  int32_t kv_local_pages;    /* pages in the store of the local layers; 0: no layer is local */
+  int32_t temperature_floor; /* of layers whose plan says temperature */
+  float temperature_scale;
+  int32_t n_experts, n_experts_used; /* of layers whose plan says experts, as the five fields below */
+  int32_t expert_ffn_dim;            /* of one expert; ffn_dim is that of dense layers, 0 where all have experts */
+  int32_t shared_ffn_dim;            /* of the shared expert; 0: there is none */
+  int32_t router;                    /* hd_router */
+  int64_t expert_memory;             /* bytes that lazy experts may take once packed, 0: no limit; see hd_tensor.lazy */
 } hd_config;
 
 typedef struct hd_tensor {
-  int32_t role, layer, format;
+  int32_t role, layer;
+  int32_t expert; /* of the three EXPERT roles */
+  int32_t format;
   int64_t rows, cols;
   const void* data;
   size_t bytes;            /* must equal what (format, rows, cols) needs */
   const uint32_t* row_map; /* NULL, or rows entries: destination row r is source row row_map[r] */
+  /* 0, or the matrix is stored as its transpose, (cols, rows), with this many values from one stored row to the next.
+   * F32, F16 and BF16 only, without row_map. */
+  int64_t turned;
+  /* 1, EXPERT roles only and without row_map: data lies in a read-only mapping of a file that outlives the model.
+   * Nothing is read now; the expert is packed when a token is first routed to it, and the mapping's pages are given
+   * back to the system then (MADV_DONTNEED). When lazy experts exceed expert_memory, those used longest ago are
+   * forgotten, to be packed again when needed; one expert is always held, whatever the limit. */
+  int32_t lazy;
 } hd_tensor;
 
 typedef struct hd_model hd_model;
@@ -160,6 +193,9 @@ typedef struct hd_chunk {
   int32_t n_tokens;
   int32_t start;        /* position of tokens[0] */
   const int32_t* pages; /* page numbers covering positions 0 .. start + n_tokens - 1 */
+  /* with kv_local_pages: n_pages page numbers of the local store for the same positions, or -1 where no token of this
+   * chunk sees a position of the page; such entries are never read */
+  const int32_t* local_pages;
   int32_t n_pages;
   int32_t n_outputs;           /* results are wanted at the last n_outputs positions, 0..n_tokens */
   int32_t want;                /* bits of hd_want */
@@ -185,13 +221,16 @@ HD_API int32_t hd_cpu_info(char* out, int32_t capacity);
 
 /* isa: NULL picks the best; else one of hd_cpu_info's "isas". */
 HD_API hd_status hd_model_create(const hd_config* config, const char* isa, hd_model** out, hd_error* err);
-/* Repacks one tensor, using all threads; the source is not read after the call returns. */
+/* Repacks one tensor, using all threads; the source is not read after the call returns, unless it is lazy. */
 HD_API hd_status hd_model_tensor(hd_model* model, const hd_tensor* tensor, hd_error* err);
 /* Checks that nothing is missing; hd_forward may be called after it. */
 HD_API hd_status hd_model_finish(hd_model* model, hd_error* err);
 HD_API void hd_model_free(hd_model* model);
-/* Bytes the model holds: packed weights, KV store, work space. */
+/* Bytes the model holds: packed weights, KV stores, work space. */
 HD_API void hd_model_memory(const hd_model* model, int64_t* weights, int64_t* kv, int64_t* work);
+/* Lazy experts: how many are packed now, the bytes they take (part of hd_model_memory's weights), and how many times
+ * one was packed so far. */
+HD_API void hd_model_experts(const hd_model* model, int64_t* packed, int64_t* bytes, int64_t* packings);
 
 HD_API hd_status hd_forward(hd_model* model, hd_chunk* chunks, int32_t n_chunks, hd_error* err);
 /* From any thread: makes the hd_forward now running return HD_ERR_INTERRUPTED at the next layer. */

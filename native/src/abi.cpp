@@ -63,9 +63,15 @@ hd_status hd_model_finish(hd_model* model, hd_error* err) {
 void hd_model_free(hd_model* model) { delete model; }
 
 void hd_model_memory(const hd_model* model, int64_t* weights, int64_t* kv, int64_t* work) {
-  if (weights) *weights = static_cast<int64_t>(model->weights.used());
-  if (kv) *kv = static_cast<int64_t>(model->kv.used());
+  if (weights) *weights = static_cast<int64_t>(model->weights.used() + model->experts.bytes());
+  if (kv) *kv = static_cast<int64_t>(model->kv.memory.used() + model->kv_local.memory.used());
   if (work) *work = static_cast<int64_t>(model->work_bytes());
+}
+
+void hd_model_experts(const hd_model* model, int64_t* packed, int64_t* bytes, int64_t* packings) {
+  if (packed) *packed = model->experts.packed();
+  if (bytes) *bytes = static_cast<int64_t>(model->experts.bytes());
+  if (packings) *packings = model->experts.packings();
 }
 
 hd_status hd_forward(hd_model* model, hd_chunk* chunks, int32_t n_chunks, hd_error* err) {

@@ -1,20 +1,41 @@
-// Memory for weights and KV pages: large zeroed mappings that ask the kernel for huge pages.
+// Memory for weights and KV pages: zeroed mappings that ask the kernel for huge pages where they are large.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 namespace herder {
 
-// Throws std::bad_alloc when the system refuses. Never frees single pieces: a model's memory goes with the model.
+// One zeroed anonymous mapping, returned to the system when it goes.
+class Mapping {
+ public:
+  Mapping() = default;
+  explicit Mapping(size_t bytes);  // throws std::bad_alloc when the system refuses
+  Mapping(Mapping&& other) noexcept { swap(other); }
+  Mapping& operator=(Mapping&& other) noexcept {
+    Mapping(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~Mapping();
+
+  uint8_t* data() const { return data_; }  // aligned to a page; to a huge page if it is as large as one
+  size_t bytes() const { return bytes_; }  // as asked for
+
+ private:
+  void swap(Mapping& other) noexcept;
+
+  void* base_ = nullptr;
+  size_t mapped_ = 0;
+  uint8_t* data_ = nullptr;
+  size_t bytes_ = 0;
+};
+
+// Pieces of large mappings. Throws std::bad_alloc when the system refuses. Never frees single pieces: a model's memory
+// goes with the model.
 class Arena {
  public:
-  Arena() = default;
-  ~Arena();
-  Arena(const Arena&) = delete;
-  Arena& operator=(const Arena&) = delete;
-
   // Zeroed, 64-byte aligned.
   uint8_t* allocate(size_t bytes);
   template <class T>
@@ -24,10 +45,6 @@ class Arena {
   size_t used() const { return used_; }
 
  private:
-  struct Mapping {
-    void* base;
-    size_t bytes;
-  };
   std::vector<Mapping> mappings_;
   uint8_t* next_ = nullptr;
   size_t left_ = 0;

@@ -79,12 +79,6 @@ HD_INLINE void page_values(const float* weights, const uint8_t* v, int32_t head_
   }
 }
 
-HD_INLINE float exp_one(float x) {
-  float v[16];
-  f_store(v, f_exp(f_set1(x)));
-  return v[0];
-}
-
 HD_INLINE void scale_row(float* row, int32_t n, float factor) {
   for (int32_t d = 0; d < n; ++d) row[d] *= factor;
 }
@@ -142,7 +136,7 @@ void attention_tile(const AttentionRow* rows, const KvView& kv, float* scratch) 
         float* s = scores + r * kPage;
         F s0 = f_keep_below(f_load(s), 0, visible, minus),
           s1 = f_keep_below(f_load(s + kLanes), kLanes, visible, minus);
-        if (rows[r].first > base) {  // sliding window: hide the keys below it
+        if (rows[r].first > base) {  // hide the keys below it
           s0 = f_keep_below(minus, 0, rows[r].first - base, s0);
           s1 = f_keep_below(minus, kLanes, rows[r].first - base, s1);
         }

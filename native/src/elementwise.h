@@ -6,6 +6,12 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
+HD_INLINE float exp_one(float x) {
+  float v[16];
+  f_store(v, f_exp(f_set1(x)));
+  return v[0];
+}
+
 // Sum of the 16 lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
 HD_INLINE float lanes_sum(F a) {
   float v[16];
@@ -92,6 +98,13 @@ inline void add(float* out, const float* x, int64_t n) {
   int64_t k = 0;
   for (; k + kLanes <= n; k += kLanes) f_store(out + k, f_add(f_load(out + k), f_load(x + k)));
   for (; k < n; ++k) out[k] += x[k];
+}
+
+inline void add_scaled(float* out, const float* x, float scale, int64_t n) {
+  const F factor = f_set1(scale);
+  int64_t k = 0;
+  for (; k + kLanes <= n; k += kLanes) f_store(out + k, f_fma(factor, f_load(x + k), f_load(out + k)));
+  for (; k < n; ++k) out[k] = __builtin_fmaf(scale, x[k], out[k]);
 }
 
 // Half-split rotation (Su et al. 2021; pairs i and i + half as in Hugging Face's rotate_half).

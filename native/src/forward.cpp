@@ -1,11 +1,29 @@
 // hd_forward: checks a batch, makes room for it, runs the pass.
 #include <algorithm>
+#include <cmath>
 
 #include "error.h"
 #include "pack.h"
 #include "pass.h"
 
 namespace herder {
+
+// Local pages: those that a token of the chunk sees must exist; the others are never looked at.
+static hd_status check_local_pages(const hd_model& m, const hd_chunk& k, int32_t chunk, hd_error* err) {
+  if (m.config.kv_local_pages == 0) return HD_OK;
+  if (!k.local_pages) return fail(err, HD_ERR_ARGUMENT, "chunk %d: local_pages must be given", chunk);
+  int32_t first = k.start;
+  for (const Layer& l : m.layers)
+    if (l.plan.local) first = std::min(first, first_visible(l.plan, k.start));
+  for (int32_t j = 0; j < k.n_pages; ++j) {
+    const bool seen = j >= first / HD_PAGE_TOKENS && j <= (k.start + k.n_tokens - 1) / HD_PAGE_TOKENS;
+    const int32_t low = seen ? 0 : -1;
+    if (k.local_pages[j] < low || k.local_pages[j] >= m.config.kv_local_pages)
+      return fail(err, HD_ERR_ARGUMENT, "chunk %d: local page %d is outside %d..%d", chunk, k.local_pages[j], low,
+                  m.config.kv_local_pages - 1);
+  }
+  return HD_OK;
+}
 
 hd_status Pass::check(hd_error* err) {
   const Config& c = m.config;
@@ -23,6 +41,7 @@ hd_status Pass::check(hd_error* err) {
     for (int32_t j = 0; j < k.n_pages; ++j)
       if (k.pages[j] < 0 || k.pages[j] >= c.kv_pages)
         return fail(err, HD_ERR_ARGUMENT, "chunk %d: page %d is outside 0..%d", i, k.pages[j], c.kv_pages - 1);
+    if (const hd_status s = check_local_pages(m, k, i, err)) return s;
     for (int32_t j = 0; j < k.n_tokens; ++j)
       if (k.tokens[j] < 0 || k.tokens[j] >= c.vocab)
         return fail(err, HD_ERR_ARGUMENT, "chunk %d: token id %d is outside the vocabulary of %d", i, k.tokens[j],
@@ -47,6 +66,13 @@ hd_status Pass::check(hd_error* err) {
   return HD_OK;
 }
 
+// What queries at a position are multiplied by: logarithm in float64, rounded once.
+static float temperature(const Config& c, int32_t position) {
+  if (c.temperature_floor < 1) return 1.0f;
+  const double quotient = (int64_t{position} + 1) / c.temperature_floor;
+  return static_cast<float>(1.0 + static_cast<double>(c.temperature_scale) * std::log(quotient + 1.0));
+}
+
 void Pass::reserve() {
   const Config& c = m.config;
   for (int32_t i = 0; i < n_chunks_; ++i) {
@@ -68,18 +94,20 @@ void Pass::reserve() {
   m.k.reserve(tokens_, c.kv_dim());
   m.v.reserve(tokens_, c.kv_dim());
   m.attn.reserve(tokens_, c.q_dim());
-  m.gate.reserve(tokens_, c.ffn_dim);
-  m.up.reserve(tokens_, c.ffn_dim);
+  if (m.has_dense) {
+    m.gate.reserve(tokens_, c.ffn_dim);
+    m.up.reserve(tokens_, c.ffn_dim);
+    if (!single_) m.q_ffn_in.reserve(tokens_, c.ffn_dim);
+  }
+  if (m.has_experts) reserve_experts();
+  for (const int32_t position : position_) temperature_.push_back(temperature(c, position));
   const auto rows = std::min<int64_t>(kOutputRows, static_cast<int64_t>(output_rows_.size()));
   if (rows) {
     m.logits.reserve(rows, c.vocab);
     m.outputs.reserve(rows, c.dim);
   }
   m.q_dim_in.reserve(std::max<int64_t>(tokens_, rows), c.dim);
-  if (!single_) {
-    m.q_attn_in.reserve(tokens_, c.q_dim());
-    m.q_ffn_in.reserve(tokens_, c.ffn_dim);
-  }
+  if (!single_) m.q_attn_in.reserve(tokens_, c.q_dim());
   const size_t output_blocks = output_rows_.size() / kOutputRows + 1;
   counters_ = std::vector<Counter>(static_cast<size_t>(c.n_layers) * 6 + output_blocks * 3 + 4);
   thread_phase_.assign(static_cast<size_t>(m.team->size()) * 8, 0);
@@ -112,6 +140,7 @@ void Pass::body(int thread) {
   tap(thread, "embed", -1, m.x.data, tokens_, m.config.dim, m.x.stride);
   for (int32_t i = 0; i < m.config.n_layers; ++i) {
     layer(thread, i);
+    if (failed_) return;
     if (i % 4 == 3) {  // one thread looks, all see the same answer
       if (thread == 0) stop_ = m.interrupt.load(std::memory_order_relaxed);
       wait();

@@ -7,6 +7,7 @@
 #include "elementwise.h"
 #include "matmul_float.h"
 #include "matmul_integer.h"
+#include "routing.h"
 #if defined(HD_AMX)
 #include "matmul_tiles.h"
 #endif
@@ -136,6 +137,8 @@ static const Kernels* table(const char* isa) {
       .rms_norm = rms_norm,
       .silu_mul = silu_mul,
       .add = add,
+      .add_scaled = add_scaled,
+      .route = route,
       .rope = rope,
       .kv_write = kv_write,
       .attention = attention,

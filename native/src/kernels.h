@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "herder.h"
 #include "layout.h"
 
 namespace herder {
@@ -14,7 +15,7 @@ enum class Store : int32_t { kSet, kAdd };  // kAdd: out += result (residual)
 struct AttentionRow {
   const float* q;    // [head_dim], already rotated and scaled by 1/sqrt(head_dim)
   int32_t position;  // keys 0..position are visible
-  int32_t first;     // first visible key (sliding window)
+  int32_t first;     // first visible key (sliding window, chunked attention)
   float* out;        // [head_dim]
 };
 
@@ -43,6 +44,9 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
   void (*silu_mul)(float* gate, const float* up, int64_t n);  // gate = silu(gate) * up
   void (*add)(float* out, const float* x, int64_t n);
+  void (*add_scaled)(float* out, const float* x, float scale, int64_t n);  // out += scale * x, fused
+  // A token's experts, best first, and their weights (routing.h). active <= count.
+  void (*route)(const float* logits, int32_t count, int32_t active, hd_router, int32_t* expert, float* weight);
   // Half-split rotation of one head: pairs (i, i + half).
   void (*rope)(float* head, const float* cos, const float* sin, int32_t half);
   // Writes k, v (one head of one token) at slot `slot` of a page's head block.

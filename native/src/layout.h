@@ -28,6 +28,7 @@ struct Matrix {
   Layout layout = Layout::kF32;
   int32_t group = 0;  // 16 or 32 inputs share a scale
   bool has_min = false;
+  bool scaled_rows = false;  // whether rows have a row_scale other than 1
   int32_t zero = 0;
   int8_t table[16] = {};
   int64_t rows = 0, cols = 0;

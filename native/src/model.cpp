@@ -1,11 +1,9 @@
 #include "model.h"
 
 #include <cmath>
-#include <cstring>
+#include <span>
 
 #include "error.h"
-#include "formats/registry.h"
-#include "pack.h"
 
 namespace herder {
 namespace {
@@ -17,90 +15,58 @@ T* align(void* p) {
   return reinterpret_cast<T*>((reinterpret_cast<uintptr_t>(p) + kAlign - 1) & ~(kAlign - 1));
 }
 
-const char* role_name(int32_t role) {
-  static const char* const names[] = {"embed", "head",   "final_norm", "attn_norm", "wq",    "wk",       "wv",
-                                      "wo",    "bq",     "bk",         "bv",        "bo",    "ffn_norm", "w_gate",
-                                      "w_up",  "w_down", "b_gate",     "b_up",      "b_down"};
-  return role >= 0 && role <= HD_B_DOWN ? names[role] : "unknown";
-}
-
-bool per_layer(int32_t role) { return role >= HD_ATTN_NORM; }
-
-struct Slot {  // where a tensor goes: exactly one of matrix, vector, bias_of is set
-  Matrix* matrix = nullptr;
-  const float** vector = nullptr;
-  Matrix* bias_of = nullptr;
-  int64_t rows = 0, cols = 0;
+struct Limit {
+  const char* name;
+  int64_t value, low, high;
 };
 
-Slot find_slot(hd_model& m, int32_t role, int32_t layer) {
-  const Config& c = m.config;
-  Layer* l = per_layer(role) ? &m.layers[static_cast<size_t>(layer)] : nullptr;
-  switch (role) {
-    case HD_EMBED:
-      return {.matrix = &m.embed, .rows = c.vocab, .cols = c.dim};
-    case HD_HEAD:
-      return {.matrix = &m.head, .rows = c.vocab, .cols = c.dim};
-    case HD_FINAL_NORM:
-      return {.vector = &m.final_norm, .rows = 1, .cols = c.dim};
-    case HD_ATTN_NORM:
-      return {.vector = &l->attn_norm, .rows = 1, .cols = c.dim};
-    case HD_FFN_NORM:
-      return {.vector = &l->ffn_norm, .rows = 1, .cols = c.dim};
-    case HD_WQ:
-      return {.matrix = &l->wq, .rows = c.q_dim(), .cols = c.dim};
-    case HD_WK:
-      return {.matrix = &l->wk, .rows = c.kv_dim(), .cols = c.dim};
-    case HD_WV:
-      return {.matrix = &l->wv, .rows = c.kv_dim(), .cols = c.dim};
-    case HD_WO:
-      return {.matrix = &l->wo, .rows = c.dim, .cols = c.q_dim()};
-    case HD_W_GATE:
-      return {.matrix = &l->gate, .rows = c.ffn_dim, .cols = c.dim};
-    case HD_W_UP:
-      return {.matrix = &l->up, .rows = c.ffn_dim, .cols = c.dim};
-    case HD_W_DOWN:
-      return {.matrix = &l->down, .rows = c.dim, .cols = c.ffn_dim};
-    case HD_BQ:
-      return {.bias_of = &l->wq, .rows = 1, .cols = c.q_dim()};
-    case HD_BK:
-      return {.bias_of = &l->wk, .rows = 1, .cols = c.kv_dim()};
-    case HD_BV:
-      return {.bias_of = &l->wv, .rows = 1, .cols = c.kv_dim()};
-    case HD_BO:
-      return {.bias_of = &l->wo, .rows = 1, .cols = c.dim};
-    case HD_B_GATE:
-      return {.bias_of = &l->gate, .rows = 1, .cols = c.ffn_dim};
-    case HD_B_UP:
-      return {.bias_of = &l->up, .rows = 1, .cols = c.ffn_dim};
-    case HD_B_DOWN:
-      return {.bias_of = &l->down, .rows = 1, .cols = c.dim};
-    default:
-      return {};
-  }
+hd_status check_limits(std::span<const Limit> limits, hd_error* err) {
+  for (const Limit& l : limits)
+    if (l.value < l.low || l.value > l.high)
+      return fail(err, HD_ERR_ARGUMENT, "%s is %lld: must be between %lld and %lld", l.name,
+                  static_cast<long long>(l.value), static_cast<long long>(l.low), static_cast<long long>(l.high));
+  return HD_OK;
+}
+
+hd_status check_plan(const hd_config& c, int32_t index, hd_error* err) {
+  const hd_layer_plan& p = c.layers[index];
+  if (p.window < 0 || p.chunk < 0 || (p.window > 0 && p.chunk > 0))
+    return fail(err, HD_ERR_ARGUMENT, "layer %d: window is %d and chunk %d: one may be set, to 1 or more", index,
+                p.window, p.chunk);
+  if (p.local && p.window == 0 && p.chunk == 0)
+    return fail(err, HD_ERR_ARGUMENT, "layer %d is local without window or chunk: all its keys stay visible", index);
+  if (p.local && c.kv_local_pages == 0)
+    return fail(err, HD_ERR_ARGUMENT, "layer %d is local: kv_local_pages must be 1 or more", index);
+  if (p.temperature && (c.temperature_floor < 1 || !std::isfinite(c.temperature_scale)))
+    return fail(err, HD_ERR_ARGUMENT, "temperature_floor is %d and temperature_scale %g: at least 1, and finite",
+                c.temperature_floor, static_cast<double>(c.temperature_scale));
+  if (!p.experts) return check_limits({{{"ffn_dim", c.ffn_dim, 8, 1 << 22}}}, err);
+  const Limit limits[] = {
+      {"n_experts", c.n_experts, 1, 4096},
+      {"n_experts_used", c.n_experts_used, 1, c.n_experts},
+      {"expert_ffn_dim", c.expert_ffn_dim, 8, 1 << 22},
+      {"shared_ffn_dim", c.shared_ffn_dim, 0, 1 << 22},
+      {"router", c.router, HD_ROUTER_SOFTMAX, HD_ROUTER_SIGMOID},
+      {"expert_memory", c.expert_memory, 0, INT64_MAX},
+  };
+  return check_limits(limits, err);
 }
 
 hd_status check_config(const hd_config& c, hd_error* err) {
-  const struct {
-    const char* name;
-    int64_t value, low, high;
-  } limits[] = {
+  const Limit limits[] = {
       {"n_layers", c.n_layers, 1, 4096},
       {"dim", c.dim, 8, 1 << 20},
       {"n_heads", c.n_heads, 1, 4096},
       {"n_kv_heads", c.n_kv_heads, 1, 4096},
       {"head_dim", c.head_dim, 8, 1024},
-      {"ffn_dim", c.ffn_dim, 8, 1 << 22},
       {"vocab", c.vocab, 1, kMaxVocab},
       {"context", c.context, 1, 1 << 30},
       {"threads", c.threads, 0, 1024},
       {"kv_pages", c.kv_pages, 1, 1 << 28},
+      {"kv_local_pages", c.kv_local_pages, 0, 1 << 28},
       {"compute", c.compute, 0, HD_DTYPE_FLOAT32},
   };
-  for (const auto& l : limits)
-    if (l.value < l.low || l.value > l.high)
-      return fail(err, HD_ERR_ARGUMENT, "%s is %lld: must be between %lld and %lld", l.name,
-                  static_cast<long long>(l.value), static_cast<long long>(l.low), static_cast<long long>(l.high));
+  if (const hd_status s = check_limits(limits, err)) return s;
   if (c.n_heads % c.n_kv_heads != 0)
     return fail(err, HD_ERR_ARGUMENT, "n_heads is %d: must be a multiple of n_kv_heads, %d", c.n_heads, c.n_kv_heads);
   if (c.head_dim % 8 != 0) return fail(err, HD_ERR_ARGUMENT, "head_dim is %d: must be a multiple of 8", c.head_dim);
@@ -110,7 +76,44 @@ hd_status check_config(const hd_config& c, hd_error* err) {
   for (int32_t i = 0; i < c.head_dim / 2; ++i)
     if (!std::isfinite(c.rope_inv_freq[i]))
       return fail(err, HD_ERR_ARGUMENT, "rope_inv_freq[%d] is not a finite number", i);
+  for (int32_t i = 0; i < c.n_layers; ++i)
+    if (const hd_status s = check_plan(c, i, err)) return s;
   return HD_OK;
+}
+
+// Where each layer's keys and values lie, and the memory of both stores.
+void create_stores(hd_model& m) {
+  const Config& c = m.config;
+  m.kv_head_bytes = size_t{2} * static_cast<size_t>(c.head_dim) * HD_PAGE_TOKENS * (c.float32 ? 4 : 2);
+  for (Layer& l : m.layers) {
+    KvStore& store = l.plan.local ? m.kv_local : m.kv;
+    l.kv_offset = store.page_bytes;
+    store.page_bytes += m.kv_head_bytes * static_cast<size_t>(c.n_kv_heads);
+  }
+  m.kv.base = m.kv.memory.allocate(m.kv.page_bytes * static_cast<size_t>(c.kv_pages));
+  m.kv_local.base = m.kv_local.memory.allocate(m.kv_local.page_bytes * static_cast<size_t>(c.kv_local_pages));
+}
+
+void create_work_space(hd_model& m, size_t threads) {
+  const Config& c = m.config;
+  m.attention_scratch.resize(threads);
+  m.matmul_scratch.resize(threads);
+  m.sample_scratch.resize(threads);
+  for (auto* list : {&m.own_dim_in, &m.own_attn_in, &m.own_ffn_in, &m.own_q_expert_in, &m.own_q_expert_hidden})
+    list->resize(threads);
+  for (auto* list : {&m.own_normed, &m.own_expert_in}) list->resize(threads);
+  const int64_t slots = c.expert_slots(1);
+  for (size_t i = 0; i < threads; ++i) {
+    m.own_dim_in[i].reserve(1, c.dim);
+    m.own_attn_in[i].reserve(1, c.q_dim());
+    m.own_normed[i].reserve(1, c.dim);
+    m.attention_scratch[i].reserve(1, static_cast<int64_t>(attention_scratch(c.head_dim)));
+    if (m.has_dense) m.own_ffn_in[i].reserve(1, c.ffn_dim);
+    if (!m.has_experts) continue;
+    m.own_expert_in[i].reserve(slots, c.dim);
+    m.own_q_expert_in[i].reserve(slots, c.dim);
+    m.own_q_expert_hidden[i].reserve(slots, c.expert_width());
+  }
 }
 
 }  // namespace
@@ -156,100 +159,28 @@ hd_status create_model(const hd_config& c, const Kernels* kernels, hd_model** ou
                .context = c.context,
                .rope_inv_freq = {c.rope_inv_freq, c.rope_inv_freq + c.head_dim / 2},
                .rope_attention_factor = c.rope_attention_factor,
-               .layers = {c.layers, c.layers + c.n_layers},
                .float32 = c.compute == HD_DTYPE_FLOAT32,
-               .kv_pages = c.kv_pages};
+               .kv_pages = c.kv_pages,
+               .kv_local_pages = c.kv_local_pages,
+               .temperature_floor = c.temperature_floor,
+               .temperature_scale = c.temperature_scale,
+               .n_experts = c.n_experts,
+               .n_experts_used = c.n_experts_used,
+               .expert_ffn_dim = c.expert_ffn_dim,
+               .shared_ffn_dim = c.shared_ffn_dim,
+               .router = static_cast<hd_router>(c.router)};
   m->kernels = kernels;
   m->layers.resize(static_cast<size_t>(c.n_layers));
-  const int threads = c.threads;
-  m->team = std::make_unique<ThreadTeam>(threads);
-  m->kv_head_bytes = size_t{2} * static_cast<size_t>(c.head_dim) * HD_PAGE_TOKENS * (m->config.float32 ? 4 : 2);
-  m->kv_layer_bytes = m->kv_head_bytes * static_cast<size_t>(c.n_kv_heads);
-  m->kv_page_bytes = m->kv_layer_bytes * static_cast<size_t>(c.n_layers);
-  m->kv_base = m->kv.allocate(m->kv_page_bytes * static_cast<size_t>(c.kv_pages));
-  const auto n = static_cast<size_t>(threads);
-  m->own_dim_in.resize(n);
-  m->own_attn_in.resize(n);
-  m->own_ffn_in.resize(n);
-  m->own_normed.resize(n);
-  m->attention_scratch.resize(n);
-  m->matmul_scratch.resize(n);
-  m->sample_scratch.resize(n);
-  for (size_t i = 0; i < n; ++i) {
-    m->own_dim_in[i].reserve(1, c.dim);
-    m->own_attn_in[i].reserve(1, m->config.q_dim());
-    m->own_ffn_in[i].reserve(1, c.ffn_dim);
-    m->own_normed[i].reserve(1, c.dim);
-    m->attention_scratch[i].reserve(1, static_cast<int64_t>(attention_scratch(c.head_dim)));
+  for (size_t i = 0; i < m->layers.size(); ++i) {
+    m->layers[i].plan = c.layers[i];
+    (c.layers[i].experts ? m->has_experts : m->has_dense) = true;
   }
+  m->ones.assign(static_cast<size_t>(c.head_dim), 1.0f);
+  m->team = std::make_unique<ThreadTeam>(c.threads);
+  create_stores(*m);
+  if (m->has_experts) m->experts.create(c.n_layers, c.n_experts, static_cast<size_t>(c.expert_memory));
+  create_work_space(*m, static_cast<size_t>(c.threads));
   *out = m.release();
-  return HD_OK;
-}
-
-hd_status add_tensor(hd_model& m, const hd_tensor& t, hd_error* err) {
-  if (m.finished) return fail(err, HD_ERR_ARGUMENT, "the model is finished: no tensor can be added");
-  if (t.role < 0 || t.role > HD_B_DOWN) return fail(err, HD_ERR_ARGUMENT, "role %d is unknown", t.role);
-  if (per_layer(t.role) && (t.layer < 0 || t.layer >= m.config.n_layers))
-    return fail(err, HD_ERR_ARGUMENT, "%s: layer %d is outside 0..%d", role_name(t.role), t.layer,
-                m.config.n_layers - 1);
-  const Slot slot = find_slot(m, t.role, t.layer);
-  if (t.rows != slot.rows || t.cols != slot.cols)
-    return fail(err, HD_ERR_FORMAT, "%s of layer %d is %lld x %lld: must be %lld x %lld", role_name(t.role), t.layer,
-                static_cast<long long>(t.rows), static_cast<long long>(t.cols), static_cast<long long>(slot.rows),
-                static_cast<long long>(slot.cols));
-  const FormatInfo* format = nullptr;
-  if (const hd_status s = check_storage(t.format, t.rows, t.cols, t.bytes, &format, err)) return s;
-  if (t.data == nullptr) return fail(err, HD_ERR_ARGUMENT, "%s: data is null", role_name(t.role));
-  const auto* data = static_cast<const uint8_t*>(t.data);
-  if (t.row_map) {
-    const int64_t mapped = slot.matrix ? t.rows : t.cols;
-    for (int64_t i = 0; i < mapped; ++i)
-      if (t.row_map[i] >= mapped)
-        return fail(err, HD_ERR_ARGUMENT, "%s: row_map[%lld] is %u: the tensor has %lld rows", role_name(t.role),
-                    static_cast<long long>(i), t.row_map[i], static_cast<long long>(mapped));
-  }
-  if (slot.matrix) {
-    if (slot.matrix->data)
-      return fail(err, HD_ERR_ARGUMENT, "%s of layer %d was given twice", role_name(t.role), t.layer);
-    const float* bias = slot.matrix->bias;
-    *slot.matrix = pack_matrix(*format, t.rows, t.cols, data, t.row_map, m.config.float32, m.weights, *m.team);
-    slot.matrix->bias = bias;
-    return HD_OK;
-  }
-  // A vector: expanded to float32 and padded to whole panels. A bias's row_map permutes its elements.
-  const float** target = slot.vector ? slot.vector : &slot.bias_of->bias;
-  if (*target) return fail(err, HD_ERR_ARGUMENT, "%s of layer %d was given twice", role_name(t.role), t.layer);
-  std::vector<float> values(static_cast<size_t>(t.cols));
-  format->expand(data, t.cols / format->block, values.data());
-  float* out = m.weights.allocate_array<float>(static_cast<size_t>(pad_to(t.cols, kLanes)));
-  for (int64_t i = 0; i < t.cols; ++i) out[i] = values[t.row_map ? t.row_map[i] : static_cast<size_t>(i)];
-  *target = out;
-  return HD_OK;
-}
-
-hd_status finish_model(hd_model& m, hd_error* err) {
-  const auto missing = [&](const char* what, int32_t layer) {
-    return fail(err, HD_ERR_ARGUMENT, "the tensor %s of layer %d is missing", what, layer);
-  };
-  if (!m.embed.data) return missing("embed", -1);
-  if (!m.final_norm) return missing("final_norm", -1);
-  for (int32_t i = 0; i < m.config.n_layers; ++i) {
-    const Layer& l = m.layers[static_cast<size_t>(i)];
-    if (!l.attn_norm) return missing("attn_norm", i);
-    if (!l.ffn_norm) return missing("ffn_norm", i);
-    const Matrix* const matrices[] = {&l.wq, &l.wk, &l.wv, &l.wo, &l.gate, &l.up, &l.down};
-    const int32_t roles[] = {HD_WQ, HD_WK, HD_WV, HD_WO, HD_W_GATE, HD_W_UP, HD_W_DOWN};
-    for (int j = 0; j < 7; ++j)
-      if (!matrices[j]->data) return missing(role_name(roles[j]), i);
-  }
-  size_t scratch = m.kernels->matmul_scratch(m.head_matrix());
-  for (const Layer& l : m.layers)
-    for (const Matrix* w : {&l.wq, &l.wk, &l.wv, &l.wo, &l.gate, &l.up, &l.down}) {
-      const size_t need = m.kernels->matmul_scratch(*w);
-      scratch = need > scratch ? need : scratch;
-    }
-  for (auto& s : m.matmul_scratch) s.assign(scratch + kAlign, 0);
-  m.finished = true;
   return HD_OK;
 }
 
@@ -275,11 +206,13 @@ void hd_model::fill_rope(int32_t positions) {
 
 size_t hd_model::work_bytes() const {
   size_t n = (rope_cos.size() + rope_sin.size()) * sizeof(float);
-  for (const auto* b : {&x, &normed, &q, &k, &v, &attn, &gate, &up, &logits, &outputs}) n += b->bytes();
-  for (const auto* b : {&q_dim_in, &q_attn_in, &q_ffn_in}) n += b->bytes();
-  for (const auto* list : {&own_dim_in, &own_attn_in, &own_ffn_in})
+  for (const auto* b : {&x, &normed, &q, &k, &v, &attn, &gate, &up, &logits, &outputs, &router_logits, &expert_in,
+                        &expert_gate, &expert_up, &expert_out})
+    n += b->bytes();
+  for (const auto* b : {&q_dim_in, &q_attn_in, &q_ffn_in, &q_expert_in, &q_expert_hidden}) n += b->bytes();
+  for (const auto* list : {&own_dim_in, &own_attn_in, &own_ffn_in, &own_q_expert_in, &own_q_expert_hidden})
     for (const auto& b : *list) n += b.bytes();
-  for (const auto* list : {&own_normed, &attention_scratch})
+  for (const auto* list : {&own_normed, &attention_scratch, &own_expert_in})
     for (const auto& b : *list) n += b.bytes();
   for (const auto& b : matmul_scratch) n += b.size();
   return n;

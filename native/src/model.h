@@ -1,11 +1,13 @@
 // A loaded model: packed weights, KV pages, work space, threads. The opaque hd_model of the C ABI.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <vector>
 
 #include "arena.h"
+#include "experts.h"
 #include "herder.h"
 #include "kernels.h"
 #include "sample.h"
@@ -14,8 +16,23 @@
 namespace herder {
 
 struct Layer {
+  hd_layer_plan plan{};
   const float *attn_norm = nullptr, *ffn_norm = nullptr;
-  Matrix wq, wk, wv, wo, gate, up, down;
+  Matrix wq, wk, wv, wo;
+  Matrix gate, up, down;  // dense
+  Matrix router;          // with experts, as the three below; always float32
+  Matrix shared_gate, shared_up, shared_down;
+  bool quantized_experts = false;  // whether a gate or up matrix of theirs takes int8 activations
+  bool quantized_down = false;     // the same of a down matrix
+  size_t kv_offset = 0;            // of the layer in a page of its store
+};
+
+// Pages of the layers that share a store: [page][layer][kv head][K block, V block]. What a short conversation touches
+// lies together.
+struct KvStore {
+  Arena memory;
+  uint8_t* base = nullptr;
+  size_t page_bytes = 0;
 };
 
 // Owned copy of hd_config.
@@ -25,12 +42,18 @@ struct Config {
   int32_t context;
   std::vector<float> rope_inv_freq;
   float rope_attention_factor;
-  std::vector<hd_layer_plan> layers;
   bool float32;
-  int32_t kv_pages;
+  int32_t kv_pages, kv_local_pages;
+  int32_t temperature_floor;
+  float temperature_scale;
+  int32_t n_experts, n_experts_used, expert_ffn_dim, shared_ffn_dim;
+  hd_router router;
 
   int64_t q_dim() const { return int64_t{n_heads} * head_dim; }
   int64_t kv_dim() const { return int64_t{n_kv_heads} * head_dim; }
+  // Rows of a mixture's work space: one for each expert of each token, the shared one included.
+  int64_t expert_slots(int64_t tokens) const { return tokens * (n_experts_used + (shared_ffn_dim > 0)); }
+  int64_t expert_width() const { return std::max(expert_ffn_dim, shared_ffn_dim); }
 };
 
 // Quantized activations of a batch (layout.h); grown to the largest seen.
@@ -65,17 +88,18 @@ struct hd_model {
   herder::Config config;
   const herder::Kernels* kernels = nullptr;
   std::unique_ptr<herder::ThreadTeam> team;
-  herder::Arena weights, kv;
+  herder::Arena weights;
+  herder::KvStore kv, kv_local;
+  size_t kv_head_bytes = 0;
 
   herder::Matrix embed, head;  // head.data null: tied
   const float* final_norm = nullptr;
   std::vector<herder::Layer> layers;
+  herder::ExpertStore experts;
+  bool has_experts = false, has_dense = false;  // layers of the kind
   bool finished = false;
 
-  // [page][layer][kv head][K block, V block]: what a short conversation touches lies together
-  uint8_t* kv_base = nullptr;
-  size_t kv_head_bytes = 0, kv_layer_bytes = 0, kv_page_bytes = 0;
-
+  std::vector<float> ones;                // head_dim of them: the weight of the norm that has none
   std::vector<float> rope_cos, rope_sin;  // [positions filled][head_dim / 2]
   int32_t rope_filled = 0;
 
@@ -84,6 +108,11 @@ struct hd_model {
   herder::QuantizedBuffer q_dim_in, q_attn_in, q_ffn_in;                     // batches: shared by the threads
   std::vector<herder::QuantizedBuffer> own_dim_in, own_attn_in, own_ffn_in;  // single token: one per thread
   std::vector<herder::FloatBuffer> own_normed;
+  // The same for mixtures of experts, a row for each slot (moe.h).
+  herder::FloatBuffer router_logits, expert_in, expert_gate, expert_up, expert_out;
+  herder::QuantizedBuffer q_expert_in, q_expert_hidden;
+  std::vector<herder::FloatBuffer> own_expert_in;
+  std::vector<herder::QuantizedBuffer> own_q_expert_in, own_q_expert_hidden;
   std::vector<herder::FloatBuffer> attention_scratch;
   std::vector<std::vector<uint8_t>> matmul_scratch;
   std::vector<herder::SampleScratch> sample_scratch;

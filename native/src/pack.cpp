@@ -1,8 +1,9 @@
 #include "pack.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
+#include <vector>
 
 #include "formats/block.h"
 
@@ -25,28 +26,26 @@ bool scales_are_f16(int32_t id) {
   }
 }
 
-struct RowCodes {  // one row, taken apart
-  std::unique_ptr<uint8_t[]> code;
-  std::unique_ptr<float[]> scale, minimum;
-};
+}  // namespace
 
 struct Packer {
-  const FormatInfo& format;
-  Matrix& w;
-  const uint8_t* data;
-  const uint32_t* row_map;
-  bool exact_scales;
+  const Stored& stored;
+  const Matrix& w;
+  PackScratch& scratch;
 
   const uint8_t* source_row(int64_t row) const {
-    return data + static_cast<size_t>(row_map ? row_map[row] : row) * row_bytes(format, w.cols);
+    const auto index = static_cast<size_t>(stored.row_map ? stored.row_map[row] : row);
+    return stored.data + index * row_bytes(*stored.format, w.cols);
   }
 
-  void integer_panel(int64_t panel, RowCodes* rows) const {
+  void integer_panel(int64_t panel) const {
+    const FormatInfo& format = *stored.format;
+    PackScratch::Row* rows = scratch.rows_;
     const int64_t groups = w.padded_cols / w.group;
     float row_scale[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int64_t row = panel * kLanes + lane;
-      RowCodes& r = rows[lane];
+      PackScratch::Row& r = rows[lane];
       row_scale[lane] = 1.0f;
       // padding: codes of the zero level, scale 0
       const int64_t real_groups = row < w.rows ? w.cols / w.group : 0;
@@ -59,7 +58,7 @@ struct Packer {
       }
       std::memset(r.code.get() + real_groups * w.group, 0, static_cast<size_t>((groups - real_groups) * w.group));
       for (int64_t g = real_groups; g < groups; ++g) r.scale[g] = r.minimum[g] = 0;
-      if (!exact_scales) row_scale[lane] = normalize(r, real_groups);
+      if (w.row_scale) row_scale[lane] = normalize(r, real_groups);
     }
     if (w.row_scale) std::memcpy(w.row_scale + panel * kLanes, row_scale, sizeof row_scale);
     write_panel(panel, rows);
@@ -67,7 +66,7 @@ struct Packer {
 
   // Brings the largest scale or minimum of the row to [2^13, 2^14): float16 then holds 27 binades below it as normal
   // numbers. Returns the power of two that undoes it.
-  float normalize(RowCodes& r, int64_t groups) const {
+  float normalize(PackScratch::Row& r, int64_t groups) const {
     float largest = 0;
     for (int64_t g = 0; g < groups; ++g) {
       largest = std::fmax(largest, std::fabs(r.scale[g]));
@@ -85,7 +84,7 @@ struct Packer {
     return std::ldexp(1.0f, exponent - 14);
   }
 
-  void write_panel(int64_t panel, const RowCodes* rows) const {
+  void write_panel(int64_t panel, const PackScratch::Row* rows) const {
     uint8_t* out = w.data + static_cast<size_t>(panel) * w.panel_bytes;
     const int groups = w.groups_per_unit(), quads = w.group / 4;
     for (int64_t unit = 0; unit < w.padded_cols / kUnit; ++unit) {
@@ -119,29 +118,53 @@ struct Packer {
   }
 
   template <class Word>
-  void float_panel(int64_t panel, float* expanded) const {
+  void float_panel(int64_t panel) const {
+    const FormatInfo& format = *stored.format;
     auto* out = reinterpret_cast<Word*>(w.data + static_cast<size_t>(panel) * w.panel_bytes);
+    if (stored.turned) return turned_panel(panel, out);
+    float* expanded = scratch.expanded_.get();
     for (int lane = 0; lane < kLanes; ++lane) {
       const int64_t row = panel * kLanes + lane;
-      if (row >= w.rows) continue;  // the arena is zeroed
-      const Word* words;
-      if (format.block == 1 && static_cast<size_t>(format.bytes) == sizeof(Word)) {
-        words = reinterpret_cast<const Word*>(expanded);
+      if (row >= w.rows) continue;  // the memory is zeroed
+      if (as_stored<Word>()) {
         std::memcpy(expanded, source_row(row),
                     static_cast<size_t>(w.cols) * sizeof(Word));  // the file may be unaligned
       } else {
         format.expand(source_row(row), w.cols / format.block, expanded);
-        words = reinterpret_cast<const Word*>(expanded);
       }
+      const Word* words = reinterpret_cast<const Word*>(expanded);
       for (int64_t k = 0; k < w.cols; ++k) out[k * kLanes + lane] = words[k];
     }
   }
+
+  // Sixteen rows of a transposed matrix lie side by side, just as the panel wants them.
+  template <class Word>
+  void turned_panel(int64_t panel, Word* out) const {
+    const FormatInfo& format = *stored.format;
+    const auto size = static_cast<size_t>(format.bytes);
+    const int64_t lanes = std::min<int64_t>(kLanes, w.rows - panel * kLanes);
+    const uint8_t* source = stored.data + static_cast<size_t>(panel * kLanes) * size;
+    for (int64_t k = 0; k < w.cols; ++k, out += kLanes, source += static_cast<size_t>(stored.turned) * size) {
+      if (as_stored<Word>()) {
+        std::memcpy(out, source, static_cast<size_t>(lanes) * size);
+      } else {
+        format.expand(source, lanes, reinterpret_cast<float*>(out));
+      }
+    }
+  }
+
+  template <class Word>
+  bool as_stored() const {
+    return stored.format->block == 1 && static_cast<size_t>(stored.format->bytes) == sizeof(Word);
+  }
 };
 
-}  // namespace
+size_t Stored::span(int64_t rows, int64_t cols) const {
+  if (!turned) return static_cast<size_t>(rows) * row_bytes(*format, cols);
+  return static_cast<size_t>((cols - 1) * turned + rows) * static_cast<size_t>(format->bytes);
+}
 
-Matrix pack_matrix(const FormatInfo& format, int64_t rows, int64_t cols, const uint8_t* data, const uint32_t* row_map,
-                   bool as_float, Arena& arena, ThreadTeam& team) {
+Matrix plan_matrix(const FormatInfo& format, int64_t rows, int64_t cols, bool as_float) {
   Matrix w;
   w.rows = rows;
   w.cols = cols;
@@ -154,44 +177,56 @@ Matrix pack_matrix(const FormatInfo& format, int64_t rows, int64_t cols, const u
     w.layout = format.bits == 8 ? Layout::kByte : format.table ? Layout::kNibbleTable : Layout::kNibble;
     w.group = format.group;
     w.has_min = format.has_min;
+    w.scaled_rows = !scales_are_f16(format.id);
     w.zero = format.table ? 128 : format.zero;
     if (format.table) std::memcpy(w.table, format.table, 16);
     w.padded_cols = pad_to(cols, kUnit);
     w.panel_bytes = static_cast<size_t>(w.padded_cols / kUnit) * w.unit_bytes();
-    if (!scales_are_f16(format.id)) w.row_scale = arena.allocate_array<float>(static_cast<size_t>(w.panels) * kLanes);
   }
-  w.data = arena.allocate(static_cast<size_t>(w.panels) * w.panel_bytes);
+  return w;
+}
 
-  const Packer packer{format, w, data, row_map, w.row_scale == nullptr};
-  const size_t width = static_cast<size_t>(w.padded_cols);
-  struct Scratch {
-    RowCodes rows[kLanes];
-    std::unique_ptr<float[]> expanded;
-  };
-  std::vector<Scratch> scratch(static_cast<size_t>(team.size()));
-  for (auto& s : scratch) {  // allocated here: the threads' body must not throw
-    if (!w.integer()) {
-      s.expanded = std::make_unique_for_overwrite<float[]>(width);
-      continue;
-    }
-    for (auto& r : s.rows) {
-      r.code = std::make_unique_for_overwrite<uint8_t[]>(width);
-      r.scale = std::make_unique<float[]>(width / static_cast<size_t>(w.group));
-      r.minimum = std::make_unique<float[]>(width / static_cast<size_t>(w.group));
-    }
+size_t packed_bytes(const Matrix& w) {
+  const auto panels = static_cast<size_t>(w.panels);
+  const size_t bytes = panels * w.panel_bytes + (w.scaled_rows ? panels * kLanes * sizeof(float) : 0);
+  return (bytes + 63) & ~size_t{63};
+}
+
+void place(Matrix& w, uint8_t* memory) {
+  w.data = memory;
+  if (w.scaled_rows) w.row_scale = reinterpret_cast<float*>(memory + static_cast<size_t>(w.panels) * w.panel_bytes);
+}
+
+PackScratch::PackScratch(int64_t cols) {
+  const auto width = static_cast<size_t>(pad_to(cols, kUnit));
+  expanded_ = std::make_unique_for_overwrite<float[]>(width);
+  for (Row& r : rows_) {
+    r.code = std::make_unique_for_overwrite<uint8_t[]>(width);
+    r.scale = std::make_unique<float[]>(width / 16);
+    r.minimum = std::make_unique<float[]>(width / 16);
   }
+}
+
+void pack_panel(const Stored& stored, const Matrix& w, int64_t panel, PackScratch& scratch) {
+  const Packer packer{stored, w, scratch};
+  if (w.integer()) {
+    packer.integer_panel(panel);
+  } else if (w.layout == Layout::kF32) {
+    packer.float_panel<float>(panel);
+  } else {
+    packer.float_panel<uint16_t>(panel);
+  }
+}
+
+Matrix pack_matrix(const Stored& stored, int64_t rows, int64_t cols, bool as_float, Arena& arena, ThreadTeam& team) {
+  Matrix w = plan_matrix(*stored.format, rows, cols, as_float);
+  place(w, arena.allocate(packed_bytes(w)));
+  std::vector<PackScratch> scratch;  // allocated here: the threads' body must not throw
+  for (int i = 0; i < team.size(); ++i) scratch.emplace_back(cols);
   Counter next;
   team.run([&](int thread) {
-    Scratch& s = scratch[static_cast<size_t>(thread)];
-    for (int64_t panel; (panel = next.take(1)) < w.panels;) {
-      if (w.integer()) {
-        packer.integer_panel(panel, s.rows);
-      } else if (w.layout == Layout::kF32) {
-        packer.float_panel<float>(panel, s.expanded.get());
-      } else {
-        packer.float_panel<uint16_t>(panel, s.expanded.get());
-      }
-    }
+    for (int64_t panel; (panel = next.take(1)) < w.panels;)
+      pack_panel(stored, w, panel, scratch[static_cast<size_t>(thread)]);
   });
   return w;
 }

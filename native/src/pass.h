@@ -6,10 +6,12 @@
 #pragma once
 
 #include <initializer_list>
+#include <utility>
 #include <vector>
 
 #include "herder.h"
 #include "model.h"
+#include "moe.h"
 
 namespace herder {
 
@@ -35,6 +37,25 @@ struct OutputRow {
   int64_t token;         // row of the batch
 };
 
+// Tokens whose int8 activations of `padded` inputs stay in a core's cache.
+inline int64_t token_block(int64_t padded) {
+  return std::max<int64_t>(48, static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * padded, 1) / 48 * 48);
+}
+
+// The first position that a query at `position` sees.
+inline int32_t first_visible(const hd_layer_plan& plan, int32_t position) {
+  if (plan.chunk > 0) return position / plan.chunk * plan.chunk;
+  return plan.window > 0 ? std::max(0, position - plan.window + 1) : 0;
+}
+
+// The activations from one token of a block on.
+inline Activations from_token(Activations a, int64_t token) {
+  a.x += token * a.stride;
+  a.q += token * kUnit;
+  a.fields += token;
+  return a;
+}
+
 class Pass {
  public:
   Pass(hd_model& model, hd_chunk* chunks, int32_t n_chunks) : m(model), chunks_(chunks), n_chunks_(n_chunks) {}
@@ -44,13 +65,28 @@ class Pass {
 
  private:
   void reserve();
+  void reserve_experts();
   void plan_attention();
   void body(int thread);
   void layer(int thread, int32_t index);
   void rotate_and_store(int thread, int32_t index);
   void attend(int thread, int32_t index);
+  void feed_forward(int thread, int32_t index);
   void outputs(int thread);
   hd_status output_row(int thread, const OutputRow& row, const float* logits, const float* hidden, hd_error* err);
+
+  // A mixture of experts (moe.cpp)
+  void mixture(int thread, int32_t index);
+  void route(int thread, int32_t index);
+  void gather(int thread, const Layer& l, const ExpertSlots& slots);
+  size_t wave(int32_t index, const ExpertSlots& slots, size_t begin) const;
+  bool hold(int thread, int32_t index, const ExpertSlots& slots, size_t begin, size_t end);
+  void expert_up(int thread, const Layer& l, ExpertSlots& slots, size_t begin, size_t end);
+  void expert_down(int thread, ExpertSlots& slots, size_t begin, size_t end);
+  void add_up(const ExpertSlots& slots, int64_t token, int64_t begin, int64_t end);
+  void combine(int thread, int32_t index, const ExpertSlots& slots);
+  template <class Run>
+  void expert_panels(int thread, ExpertSlots& slots, size_t begin, size_t end, ExpertPart part, Run run);
 
   Activations input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, bool quantized,
                     QuantizedBuffer& shared, QuantizedBuffer& own);
@@ -60,18 +96,33 @@ class Pass {
   void residual(int thread, const Activations& a, const Matrix& w, const char* name, int32_t layer);
   void tap(int thread, const char* name, int32_t layer, const float* data, int64_t rows, int64_t cols, int64_t stride);
   void wait() { m.team->barrier().wait(); }
+  uint8_t* scratch(int thread) {  // of a product
+    uint8_t* s = m.matmul_scratch[static_cast<size_t>(thread)].data();
+    return s + (64 - reinterpret_cast<uintptr_t>(s) % 64) % 64;
+  }
+  // Items first..last of `count` that a thread takes in a phase where each has its own share.
+  std::pair<int64_t, int64_t> share(int thread, int64_t count) const {
+    const int64_t n = m.team->size();
+    return {count * thread / n, count * (thread + 1) / n};
+  }
 
   hd_model& m;
   hd_chunk* chunks_;
   int32_t n_chunks_;
   int64_t tokens_ = 0;
   bool single_ = false;
+  bool failed_ = false;  // written by thread 0 between two barriers
   std::vector<int32_t> token_chunk_, position_, token_id_;
+  std::vector<float> temperature_;  // of each token, what its queries are scaled by in layers that ask for it
   std::vector<int64_t> chunk_row_;  // batch row of each chunk's first token
   std::vector<AttentionItem> items_;
   std::vector<OutputRow> output_rows_;
   std::vector<Counter> counters_;
-  std::vector<size_t> thread_phase_;  // per thread, padded: which counter its next shared phase uses
+  std::vector<size_t> thread_phase_;       // per thread, padded: which counter its next shared phase uses
+  std::vector<ExpertSlots> expert_slots_;  // per thread, each with the same contents
+  std::vector<int32_t> routed_expert_, wanted_;
+  std::vector<float> routed_weight_;
+  Counter expert_counters_[3];
   bool stop_ = false;
   std::vector<hd_error> errors_;
 

@@ -39,9 +39,7 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run
     run(0, tokens, total * thread / n, total * (thread + 1) / n);
     return;
   }
-  int64_t block =
-      std::max<int64_t>(48, static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * padded, 1) / 48 * 48);
-  if (block > tokens) block = tokens;
+  const int64_t block = std::min(token_block(padded), tokens);
   const int64_t blocks = (tokens + block - 1) / block;
   const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, 8);
   const int64_t steps = (total + step - 1) / step;
@@ -51,13 +49,6 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run
   }
 }
 
-static Activations from_token(Activations a, int64_t token) {
-  a.x += token * a.stride;
-  a.q += token * kUnit;
-  a.fields += token;
-  return a;
-}
-
 void Pass::products(int thread, const Activations& a, int64_t tokens, std::initializer_list<Product> list,
                     Store store) {
   int64_t total = 0;
@@ -65,13 +56,11 @@ void Pass::products(int thread, const Activations& a, int64_t tokens, std::initi
   panels(thread, total, tokens, list.begin()->w->padded_cols,
          [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
            const Activations block = from_token(a, token);
-           uint8_t* scratch = m.matmul_scratch[static_cast<size_t>(thread)].data();
-           scratch += (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
            int64_t first = 0;
            for (const Product& p : list) {
              const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, p.w->panels);
              if (from < to)
-               m.kernels->matmul(*p.w, block, n, from, to, store, p.out + token * p.stride, p.stride, scratch);
+               m.kernels->matmul(*p.w, block, n, from, to, store, p.out + token * p.stride, p.stride, scratch(thread));
              first += p.w->panels;
            }
          });
@@ -116,8 +105,9 @@ void Pass::rotate_and_store(int thread, int32_t index) {
   const int64_t per_token = c.n_heads + c.n_kv_heads, total = tokens_ * per_token, n = m.team->size();
   const int32_t hd = c.head_dim, half = hd / 2;
   const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
-  const bool rope = c.layers[static_cast<size_t>(index)].rope != 0;
-  uint8_t* layer_base = m.kv_base + static_cast<size_t>(index) * m.kv_layer_bytes;
+  const Layer& layer = m.layers[static_cast<size_t>(index)];
+  const hd_layer_plan& plan = layer.plan;
+  const KvStore& store = plan.local ? m.kv_local : m.kv;
   for (int64_t item = total * thread / n; item < total * (thread + 1) / n; ++item) {
     const int64_t t = item / per_token, head = item % per_token;
     const int32_t position = position_[static_cast<size_t>(t)];
@@ -125,16 +115,21 @@ void Pass::rotate_and_store(int thread, int32_t index) {
     const float* sine = m.rope_sin.data() + static_cast<size_t>(position) * static_cast<size_t>(half);
     if (head < c.n_heads) {
       float* q = m.q.row(t) + head * hd;
-      if (rope) k.rope(q, cosine, sine, half);
+      if (plan.rope) k.rope(q, cosine, sine, half);
+      if (plan.qk_norm) k.rms_norm(q, m.ones.data(), hd, c.norm_eps, q);
+      if (plan.temperature)
+        for (int32_t i = 0; i < hd; ++i) q[i] *= temperature_[static_cast<size_t>(t)];
       if (!m.tap)
         for (int32_t i = 0; i < hd; ++i) q[i] *= scale;
       continue;
     }
     const int64_t g = head - c.n_heads;
     float* key = m.k.row(t) + g * hd;
-    if (rope) k.rope(key, cosine, sine, half);
+    if (plan.rope) k.rope(key, cosine, sine, half);
+    if (plan.qk_norm) k.rms_norm(key, m.ones.data(), hd, c.norm_eps, key);
     const hd_chunk& chunk = chunks_[token_chunk_[static_cast<size_t>(t)]];
-    uint8_t* block = layer_base + static_cast<size_t>(chunk.pages[position / HD_PAGE_TOKENS]) * m.kv_page_bytes +
+    const int32_t page = (plan.local ? chunk.local_pages : chunk.pages)[position / HD_PAGE_TOKENS];
+    uint8_t* block = store.base + layer.kv_offset + static_cast<size_t>(page) * store.page_bytes +
                      static_cast<size_t>(g) * m.kv_head_bytes;
     k.kv_write(block, hd, !c.float32, position % HD_PAGE_TOKENS, key, m.v.row(t) + g * hd);
   }
@@ -152,20 +147,22 @@ void Pass::rotate_and_store(int thread, int32_t index) {
 
 void Pass::attend(int thread, int32_t index) {
   const Config& c = m.config;
-  const int32_t hd = c.head_dim, window = c.layers[static_cast<size_t>(index)].window;
+  const Layer& layer = m.layers[static_cast<size_t>(index)];
+  const KvStore& store = layer.plan.local ? m.kv_local : m.kv;
+  const int32_t hd = c.head_dim;
   float* scratch = m.attention_scratch[static_cast<size_t>(thread)].data;
   AttentionRow rows[kQueryRows + 8];
   Counter& next = next_counter(thread);
   KvView kv{};
-  kv.base = m.kv_base + static_cast<size_t>(index) * m.kv_layer_bytes;
-  kv.page_stride = m.kv_page_bytes;
+  kv.base = store.base + layer.kv_offset;
+  kv.page_stride = store.page_bytes;
   kv.head_dim = hd;
   kv.half = !c.float32;
   for (int64_t i; (i = next.take(1)) < static_cast<int64_t>(items_.size());) {
     const AttentionItem& item = items_[static_cast<size_t>(i)];
     const hd_chunk& chunk = chunks_[item.chunk];
     const int64_t base = chunk_row_[static_cast<size_t>(item.chunk)];
-    kv.pages = chunk.pages;
+    kv.pages = layer.plan.local ? chunk.local_pages : chunk.pages;
     kv.head_offset = static_cast<size_t>(item.kv_head) * m.kv_head_bytes;
     int32_t n = 0;
     const auto flush = [&] {
@@ -178,7 +175,7 @@ void Pass::attend(int thread, int32_t index) {
         r.q = m.q.row(base + t) + int64_t{h} * hd;
         r.out = m.attn.row(base + t) + int64_t{h} * hd;
         r.position = chunk.start + t;
-        r.first = window > 0 ? std::max(0, r.position - window + 1) : 0;
+        r.first = first_visible(layer.plan, r.position);
         if (n == kQueryRows) flush();
       }
     }
@@ -193,7 +190,7 @@ void Pass::layer(int thread, int32_t index) {
   const auto self = static_cast<size_t>(thread);
   const float* normed = single_ ? m.own_normed[0].data : m.normed.data;
 
-  bool quantized = l.wq.integer() || l.wk.integer() || l.wv.integer();
+  const bool quantized = l.wq.integer() || l.wk.integer() || l.wv.integer();
   Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.attn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
   tap(thread, "attn_norm", index, normed, tokens_, c.dim, m.normed.stride);
   products(thread, a, tokens_,
@@ -204,16 +201,21 @@ void Pass::layer(int thread, int32_t index) {
   a = input(thread, m.attn.data, m.attn.stride, c.q_dim(), nullptr, l.wo.integer(), m.q_attn_in, m.own_attn_in[self]);
   residual(thread, a, l.wo, "attn.out", index);
 
-  quantized = l.gate.integer() || l.up.integer();
-  a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
-  tap(thread, "ffn_norm", index, normed, tokens_, c.dim, m.normed.stride);
+  l.plan.experts ? mixture(thread, index) : feed_forward(thread, index);
+}
+
+void Pass::feed_forward(int thread, int32_t index) {
+  const Config& c = m.config;
+  const Layer& l = m.layers[static_cast<size_t>(index)];
+  const auto self = static_cast<size_t>(thread);
+  const bool quantized = l.gate.integer() || l.up.integer();
+  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
+  tap(thread, "ffn_norm", index, single_ ? m.own_normed[0].data : m.normed.data, tokens_, c.dim, m.normed.stride);
   panels(thread, l.gate.panels, tokens_, l.gate.padded_cols, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
     const Activations block = from_token(a, token);
-    uint8_t* scratch = m.matmul_scratch[self].data();
-    scratch += (64 - reinterpret_cast<uintptr_t>(scratch) % 64) % 64;
     float *gate = m.gate.row(token), *up = m.up.row(token);
-    m.kernels->matmul(l.gate, block, n, begin, end, Store::kSet, gate, m.gate.stride, scratch);
-    m.kernels->matmul(l.up, block, n, begin, end, Store::kSet, up, m.up.stride, scratch);
+    m.kernels->matmul(l.gate, block, n, begin, end, Store::kSet, gate, m.gate.stride, scratch(thread));
+    m.kernels->matmul(l.up, block, n, begin, end, Store::kSet, up, m.up.stride, scratch(thread));
     for (int64_t t = 0; t < n; ++t)
       m.kernels->silu_mul(gate + t * m.gate.stride + begin * kLanes, up + t * m.up.stride + begin * kLanes,
                           (end - begin) * kLanes);

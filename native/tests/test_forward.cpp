@@ -6,94 +6,10 @@
 #include <thread>
 
 #include "cpu.h"
-#include "test.h"
-#include "tiny_model.h"
+#include "sequence.h"
 
 using namespace herder;
 using namespace herder::test;
-
-namespace {
-
-// Under a sanitizer memory and threads are on trial: one format of each layout and one way to cut a sequence.
-#ifdef HERDER_SANITIZED
-constexpr bool kAll = false;
-#else
-constexpr bool kAll = true;
-#endif
-
-constexpr int32_t kLength = 41;  // more than a page, an odd number, and wide enough for the kernels of long prompts
-
-std::vector<int32_t> tokens(uint64_t seed, int32_t n) {
-  Random random{seed};
-  std::vector<int32_t> out;
-  for (int32_t i = 0; i < n; ++i) out.push_back(random.below(TinyWeights::kVocab));
-  return out;
-}
-
-Piece piece(const std::vector<int32_t>& all, int32_t start, int32_t n, std::vector<int32_t> pages) {
-  Piece p;
-  p.tokens.assign(all.begin() + start, all.begin() + start + n);
-  p.pages = std::move(pages);
-  p.start = start;
-  return p;
-}
-
-void check_run(hd_model* model, const std::vector<Piece*>& batch) {
-  hd_error err{};
-  if (run(model, batch, &err) != HD_OK) herder::test::fail(__FILE__, __LINE__, err.message);
-}
-
-// Logits of the whole sequence from one call on one thread of the portable kernels: the slow twin of everything below.
-std::vector<float> reference(const TinyWeights& weights, const std::vector<int32_t>& all, int32_t compute) {
-  const auto model = weights.build("portable", 1, compute);
-  Piece whole = piece(all, 0, static_cast<int32_t>(all.size()), {3, 1, 2});
-  check_run(model.get(), {&whole});
-  for (const float x : whole.logits) CHECK(std::isfinite(x));
-  return whole.logits;
-}
-
-bool same_bits(const std::vector<float>& a, const float* b) {
-  return std::memcmp(a.data(), b, a.size() * sizeof(float)) == 0;
-}
-
-// The sequence in chunks of the given sizes, in company of another one.
-void check_chunks(hd_model* model, const std::vector<int32_t>& all, const std::vector<float>& expected,
-                  std::initializer_list<int32_t> sizes, bool company) {
-  int32_t start = 0;
-  const std::vector<int32_t> other = tokens(99, 60);
-  for (int32_t size : sizes) {
-    if (start == kLength) break;
-    size = std::min(size, kLength - start);
-    Piece mine = piece(all, start, size, {7, 0, 5});
-    Piece theirs = piece(other, start, std::min(size + 3, 60 - start), {9, 8});
-    std::vector<Piece*> batch{&mine};
-    if (company) batch.insert(start % 2 ? batch.end() : batch.begin(), &theirs);
-    check_run(model, batch);
-    CHECK(same_bits(mine.logits, expected.data() + start * TinyWeights::kVocab));
-    start += size;
-  }
-  CHECK(start == kLength);
-}
-
-void check_everything(int32_t format, int32_t compute) {
-  const TinyWeights weights(static_cast<uint64_t>(format) + 1, format);
-  const std::vector<int32_t> all = tokens(5, kLength);
-  const std::vector<float> expected = reference(weights, all, compute);
-  for (const Kernels* kernels : usable_kernels()) {
-    const int before = failures;
-    for (const int32_t threads : {3, 1}) {
-      if (!kAll && threads == 1) continue;
-      const auto model = weights.build(kernels->isa, threads, compute);
-      check_chunks(model.get(), all, expected, {17, 1, 2, 12, 9}, true);
-      if (!kAll) continue;
-      check_chunks(model.get(), all, expected, {kLength}, false);
-      check_chunks(model.get(), all, expected, {1, 1, 1, 1, 1, 1, 1, 1, 33}, threads == 1);
-    }
-    if (failures != before) std::fprintf(stderr, "    with %s, format %d, compute %d\n", kernels->isa, format, compute);
-  }
-}
-
-}  // namespace
 
 TEST(same_bits_nibbles) {
   check_everything(HD_Q4_1, HD_DTYPE_AUTO);

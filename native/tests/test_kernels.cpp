@@ -51,6 +51,11 @@ TEST(elementwise) {
         kernels.add(out.data(), y.data(), n);
         return out;
       });
+      check_tables("add_scaled", [&](const Kernels& kernels) {
+        std::vector<float> out = x;
+        kernels.add_scaled(out.data(), y.data(), 0.3f, n);
+        return out;
+      });
     }
   }
 }

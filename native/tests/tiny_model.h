@@ -48,22 +48,32 @@ inline std::vector<uint8_t> random_tensor(Random& random, const FormatInfo& form
   return data;
 }
 
+// What a tiny model is besides dense: its layers' plans, its experts.
+struct TinyShape {
+  // one layer rotates and sees all, one is a window without RoPE
+  std::vector<hd_layer_plan> layers = {{.rope = 1}, {.window = 20}};
+  int32_t experts = 0, active = 0, expert_ffn = 0, shared_ffn = 0;
+  hd_router router = HD_ROUTER_SOFTMAX;
+  int32_t local_pages = 0, temperature_floor = 0;
+};
+
 // Weights of one model; build() makes the same hd_model again and again, for any ISA and any number of threads.
 struct TinyWeights {
-  static constexpr int32_t kLayers = 2, kDim = 256, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kFfn = 256, kVocab = 70;
+  static constexpr int32_t kDim = 256, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kFfn = 256, kVocab = 70;
   static constexpr int32_t kContext = 128, kPages = 16;
 
   struct Tensor {
-    int32_t role, layer, format;
+    int32_t role, layer, expert, format;
     int64_t rows, cols;
     std::vector<uint8_t> data;
   };
+  TinyShape shape;
   std::vector<Tensor> tensors;
 
-  TinyWeights(uint64_t seed, int32_t format) {
+  TinyWeights(uint64_t seed, int32_t format, TinyShape tiny = {}) : shape(std::move(tiny)) {
     Random random{seed};
-    const auto add = [&](int32_t role, int32_t layer, int32_t id, int64_t rows, int64_t cols) {
-      tensors.push_back({role, layer, id, rows, cols, random_tensor(random, *format_info(id), rows, cols)});
+    const auto add = [&](int32_t role, int32_t layer, int32_t id, int64_t rows, int64_t cols, int32_t expert = 0) {
+      tensors.push_back({role, layer, expert, id, rows, cols, random_tensor(random, *format_info(id), rows, cols)});
     };
     const auto norm = [&](int32_t role, int32_t layer) {
       add(role, layer, HD_F32, 1, kDim);
@@ -72,17 +82,30 @@ struct TinyWeights {
     };
     add(HD_EMBED, -1, format, kVocab, kDim);
     norm(HD_FINAL_NORM, -1);
-    for (int32_t i = 0; i < kLayers; ++i) {
+    for (int32_t i = 0; i < static_cast<int32_t>(shape.layers.size()); ++i) {
       norm(HD_ATTN_NORM, i);
       norm(HD_FFN_NORM, i);
       add(HD_WQ, i, format, kHeads * kHeadDim, kDim);
       add(HD_WK, i, format, kKvHeads * kHeadDim, kDim);
       add(HD_WV, i, format, kKvHeads * kHeadDim, kDim);
       add(HD_WO, i, format, kDim, kHeads * kHeadDim);
-      add(HD_W_GATE, i, format, kFfn, kDim);
-      add(HD_W_UP, i, format, kFfn, kDim);
-      add(HD_W_DOWN, i, format, kDim, kFfn);
       if (i == 1) add(HD_BQ, i, HD_F32, 1, kHeads * kHeadDim);
+      if (!shape.layers[static_cast<size_t>(i)].experts) {
+        add(HD_W_GATE, i, format, kFfn, kDim);
+        add(HD_W_UP, i, format, kFfn, kDim);
+        add(HD_W_DOWN, i, format, kDim, kFfn);
+        continue;
+      }
+      add(HD_ROUTER, i, HD_F32, shape.experts, kDim);
+      for (int32_t e = 0; e < shape.experts; ++e) {
+        add(HD_EXPERT_GATE, i, format, shape.expert_ffn, kDim, e);
+        add(HD_EXPERT_UP, i, format, shape.expert_ffn, kDim, e);
+        add(HD_EXPERT_DOWN, i, format, kDim, shape.expert_ffn, e);
+      }
+      if (!shape.shared_ffn) continue;
+      add(HD_SHARED_GATE, i, format, shape.shared_ffn, kDim);
+      add(HD_SHARED_UP, i, format, shape.shared_ffn, kDim);
+      add(HD_SHARED_DOWN, i, format, kDim, shape.shared_ffn);
     }
   }
 
@@ -91,36 +114,63 @@ struct TinyWeights {
   };
   using Model = std::unique_ptr<hd_model, Free>;
 
-  Model build(const char* isa, int32_t threads, int32_t compute = HD_DTYPE_AUTO) const {
-    float frequencies[kHeadDim / 2];
+  hd_config config(int32_t compute, int32_t threads) const {
+    static float frequencies[kHeadDim / 2];
     for (int32_t i = 0; i < kHeadDim / 2; ++i) frequencies[i] = 1.0f / static_cast<float>(1 + i * i);
-    const hd_layer_plan layers[kLayers] = {{1, 0}, {0, 20}};  // one rotates and sees all, one is a window without RoPE
-    const hd_config config = {.n_layers = kLayers,
-                              .dim = kDim,
-                              .n_heads = kHeads,
-                              .n_kv_heads = kKvHeads,
-                              .head_dim = kHeadDim,
-                              .ffn_dim = kFfn,
-                              .vocab = kVocab,
-                              .norm_eps = 1e-5f,
-                              .context = kContext,
-                              .rope_inv_freq = frequencies,
-                              .rope_attention_factor = 1,
-                              .layers = layers,
-                              .compute = compute,
-                              .threads = threads,
-                              .kv_pages = kPages};
+    hd_config c{};
+    c.n_layers = static_cast<int32_t>(shape.layers.size());
+    c.dim = kDim;
+    c.n_heads = kHeads;
+    c.n_kv_heads = kKvHeads;
+    c.head_dim = kHeadDim;
+    c.ffn_dim = kFfn;
+    c.vocab = kVocab;
+    c.norm_eps = 1e-5f;
+    c.context = kContext;
+    c.rope_inv_freq = frequencies;
+    c.rope_attention_factor = 1;
+    c.layers = shape.layers.data();
+    c.compute = compute;
+    c.threads = threads;
+    c.kv_pages = kPages;
+    c.kv_local_pages = shape.local_pages;
+    c.temperature_floor = shape.temperature_floor;
+    c.temperature_scale = 0.1f;
+    c.n_experts = shape.experts;
+    c.n_experts_used = shape.active;
+    c.expert_ffn_dim = shape.expert_ffn;
+    c.shared_ffn_dim = shape.shared_ffn;
+    c.router = shape.router;
+    return c;
+  }
+
+  // hand(tensor): where a tensor is given otherwise than as it is.
+  template <class Hand>
+  Model build(const char* isa, const hd_config& config, Hand hand) const {
     hd_error err{};
     hd_model* raw = nullptr;
     bool ok = hd_model_create(&config, isa, &raw, &err) == HD_OK;
     Model model(raw);
     for (const Tensor& t : tensors) {
-      const hd_tensor tensor = {t.role, t.layer, t.format, t.rows, t.cols, t.data.data(), t.data.size(), nullptr};
+      hd_tensor tensor{};
+      tensor.role = t.role;
+      tensor.layer = t.layer;
+      tensor.expert = t.expert;
+      tensor.format = t.format;
+      tensor.rows = t.rows;
+      tensor.cols = t.cols;
+      tensor.data = t.data.data();
+      tensor.bytes = t.data.size();
+      hand(tensor);
       ok = ok && hd_model_tensor(raw, &tensor, &err) == HD_OK;
     }
     ok = ok && hd_model_finish(raw, &err) == HD_OK;
     if (!ok) fail(__FILE__, __LINE__, err.message);
     return model;
+  }
+
+  Model build(const char* isa, int32_t threads, int32_t compute = HD_DTYPE_AUTO) const {
+    return build(isa, config(compute, threads), [](hd_tensor&) {});
   }
 };
 
@@ -128,6 +178,7 @@ struct TinyWeights {
 struct Piece {
   std::vector<int32_t> tokens, pages;
   int32_t start = 0;
+  std::vector<int32_t> local_pages;
   std::vector<float> logits;
 };
 
@@ -141,6 +192,7 @@ inline hd_status run(hd_model* model, const std::vector<Piece*>& batch, hd_error
     c.n_tokens = c.n_outputs = n;
     c.start = p->start;
     c.pages = p->pages.data();
+    c.local_pages = p->local_pages.empty() ? nullptr : p->local_pages.data();
     c.n_pages = static_cast<int32_t>(p->pages.size());
     c.want = HD_WANT_LOGITS;
     c.out_logits = p->logits.data();

@@ -1,0 +1,157 @@
+"""A model's files -> the native core: its shape, its tensors, and which of them are packed only when they are needed.
+
+What the core has no layers for is left out: an image encoder, and the layers that attend to it. A Llama 3.2 Vision
+model that sees no image is exactly its self-attention layers, so those are what is loaded, numbered without gaps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from herder.core.config import LayerPlan, ModelConfig
+from herder.core.errors import ModelFileError, UsageError
+from herder.runtime import abi
+from herder.weights.mapping import MappedFile
+from herder.weights.names import EXPERTS, PER_LAYER, Role
+from herder.weights.rope import inv_freq
+from herder.weights.source import ModelFiles, TensorSource
+
+Progress = Callable[[int, int], None]  # bytes packed, bytes in all
+
+_ROUTERS = {"softmax": abi.ROUTER_SOFTMAX, "sigmoid": abi.ROUTER_SIGMOID}
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """hd_config, and what it points to."""
+
+    config: abi.Config
+    plan: ctypes.Array[abi.LayerPlan]
+    frequencies: array[float]
+
+
+def core_shape(
+    config: ModelConfig,
+    *,
+    context: int,
+    kv_pages: int,
+    kv_local_pages: int,
+    float32: bool,
+    threads: int,
+    expert_memory: int,
+) -> Shape:
+    """The arguments are those of runtime.native.load_model. Raises UsageError for local pages that no layer uses."""
+    if kv_local_pages and config.local is None:
+        raise UsageError(f"kv_local_pages is {kv_local_pages}: no layer of this model has a bounded reach, give 0")
+    layers = [layer for layer in config.plan if not layer.cross]
+    plan = (abi.LayerPlan * len(layers))(*(_plan(layer, kv_local_pages > 0) for layer in layers))
+    frequencies, factor = inv_freq(config, context)
+    shape = abi.Config(
+        n_layers=len(layers),
+        dim=config.dim,
+        n_heads=config.heads,
+        n_kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        ffn_dim=config.ffn_dim,
+        vocab=config.vocab,
+        norm_eps=config.norm_eps,
+        context=context,
+        rope_inv_freq=frequencies.buffer_info()[0],
+        rope_attention_factor=factor,
+        layers=ctypes.addressof(plan),
+        compute=abi.DTYPE_FLOAT32 if float32 else abi.DTYPE_AUTO,
+        threads=threads,
+        kv_pages=kv_pages,
+        kv_local_pages=kv_local_pages,
+    )
+    if config.temperature is not None:
+        shape.temperature_floor = config.temperature.floor
+        shape.temperature_scale = config.temperature.scale
+    if config.experts is not None:
+        shape.n_experts = config.experts.count
+        shape.n_experts_used = config.experts.active
+        shape.expert_ffn_dim = config.experts.ffn_dim
+        shape.shared_ffn_dim = config.experts.shared_ffn_dim
+        shape.router = _ROUTERS[config.experts.router]
+        shape.expert_memory = expert_memory
+    return Shape(shape, plan, frequencies)
+
+
+def _plan(layer: LayerPlan, local_store: bool) -> abi.LayerPlan:
+    return abi.LayerPlan(
+        rope=layer.rope,
+        window=layer.window or 0,
+        chunk=layer.chunk or 0,
+        qk_norm=layer.qk_norm,
+        temperature=layer.temperature,
+        experts=layer.experts,
+        local=local_store and layer.local,
+    )
+
+
+def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress | None) -> list[MappedFile]:
+    """Hands every tensor to the model and finishes it. Returns the files, kept open, that experts are still to be read
+    from: their owner closes them after the model is freed. Raises ModelFileError, UnsupportedModel or OutOfMemory."""
+    config = files.config
+    numbers = _numbers(config)
+    tensors = [tensor for tensor in files.tensors if _wanted(tensor, config)]
+    total, done = sum(tensor.bytes for tensor in tensors), 0
+    error = abi.Error()
+    error_at = ctypes.addressof(error)
+    kept: dict[MappedFile, MappedFile] = {}
+    try:
+        for tensor in files.load():
+            if not _wanted(tensor, config):
+                continue
+            lazy = tensor.role in EXPERTS and isinstance(tensor.file, MappedFile) and tensor.row_map is None
+            if lazy and isinstance(tensor.file, MappedFile) and tensor.file not in kept:
+                kept[tensor.file] = tensor.file.share()
+            made = tensor.make() if tensor.make is not None else None
+            rows = min(tensor.rows, config.vocab) if tensor.role == Role.EMBED else tensor.rows
+            given = abi.Tensor(
+                role=int(tensor.role),
+                layer=numbers[tensor.layer] if tensor.role in PER_LAYER else 0,
+                expert=tensor.expert,
+                format=tensor.format_id,
+                rows=rows,
+                cols=tensor.cols,
+                data=tensor.address if made is None else made.address(0),
+                bytes=tensor.bytes // tensor.rows * rows,
+                row_map=None if tensor.row_map is None else tensor.row_map.buffer_info()[0],
+                turned=tensor.turned,
+                lazy=lazy,
+            )
+            status = core.hd_model_tensor(handle, ctypes.addressof(given), error_at)
+            if status:
+                abi.fail(status, error, ModelFileError)
+            if not lazy:
+                tensor.release()
+            done += tensor.bytes
+            if progress is not None:
+                progress(done, total)
+        status = core.hd_model_finish(handle, error_at)
+        if status:
+            abi.fail(status, error, ModelFileError)
+    except BaseException:
+        for file in kept.values():
+            file.close()
+        raise
+    return list(kept.values())
+
+
+def _numbers(config: ModelConfig) -> list[int]:
+    """The core's number of each layer; -1 for those it does not have."""
+    numbers, count = [], 0
+    for layer in config.plan:
+        numbers.append(-1 if layer.cross else count)
+        count += not layer.cross
+    return numbers
+
+
+def _wanted(tensor: TensorSource, config: ModelConfig) -> bool:
+    if tensor.role == Role.VISION:
+        return False
+    return tensor.role not in PER_LAYER or not config.plan[tensor.layer].cross
