@@ -13,39 +13,10 @@ from herder.chat.codellama import CodeLlama70BFormat, infill_prompt
 from herder.chat.llama2 import TAGS, Llama2Format
 from herder.chat.message import Message, ToolCall, read_messages, read_tools
 from herder.core.errors import UnsupportedModel, UsageError
-from herder.text.load import load_tokenizer
 from herder.text.tokenizer import Tokenizer
 from tests.text.texts import text
-from tests.text.vocabularies import mistral_file
 
-# What Code Llama adds to Llama 2's 32,000 pieces: the parts of four tokens, the tokens, and spare ones.
-PIECES = (
-    *("▁<SU", "▁<SUF", "▁<PRE", "▁<M", "▁<MID", "▁<E", "▁<EOT", "▁<PRE>", "▁<SUF>", "▁<MID>", "▁<EOT>", "▁<EOT><EOT>"),
-    *("▁<EOT><EOT><EOT>", "▁<EOT><EOT><EOT><EOT>", "<spare>", "<step>"),
-)
 clean = text.filter(lambda s: not any(tag in s for tag in (*TAGS, "<step>")))
-
-
-@pytest.fixture(scope="module")
-def sp(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A vocabulary built as Code Llama's is, of Mistral's first (which is built as Llama 2's), and sentencepiece's
-    reading of it. The 16 pieces join as in Code Llama, by scores below all others'."""
-    import sentencepiece
-    from sentencepiece import sentencepiece_model_pb2
-
-    model = sentencepiece_model_pb2.ModelProto()
-    model.ParseFromString(mistral_file("tokenizer.model.v1").read_bytes())
-    lowest = min(piece.score for piece in model.pieces)
-    for i, name in enumerate(PIECES, 1):
-        model.pieces.add(piece=name, score=lowest - i)
-    path = tmp_path_factory.mktemp("codellama") / "tokenizer.model"
-    path.write_bytes(model.SerializeToString())
-    return path, sentencepiece.SentencePieceProcessor(model_file=str(path))
-
-
-@pytest.fixture(scope="module")
-def codellama(sp: tuple[Path, Any]) -> Tokenizer:
-    return load_tokenizer(sp[0])
 
 
 def test_the_sixteen_pieces(codellama: Tokenizer) -> None:
@@ -88,13 +59,13 @@ turns = st.tuples(st.none() | clean, st.lists(clean, max_size=3), clean).map(
 
 
 @pytest.mark.parametrize("steps", [False, True])
-def test_the_ids_of_metas_code(sp: tuple[Path, Any], codellama: Tokenizer, steps: bool) -> None:
+def test_the_ids_of_metas_code(code_pieces: tuple[Path, Any], codellama: Tokenizer, steps: bool) -> None:
     chat = CodeLlama70BFormat(codellama) if steps else Llama2Format(codellama)
 
     @settings(max_examples=60)
     @given(messages=turns)
     def check(messages: list[Message]) -> None:
-        expected = (step_ids if steps else chat_ids)(sp[1], messages)
+        expected = (step_ids if steps else chat_ids)(code_pieces[1], messages)
         assert chat.render(messages).encode(codellama) == expected
 
     check()
@@ -103,11 +74,11 @@ def test_the_ids_of_metas_code(sp: tuple[Path, Any], codellama: Tokenizer, steps
 @settings(max_examples=60)
 @given(prefix=clean, suffix=clean, first=st.booleans())
 def test_infilling_as_metas_code(
-    sp: tuple[Path, Any], codellama: Tokenizer, prefix: str, suffix: str, first: bool
+    code_pieces: tuple[Path, Any], codellama: Tokenizer, prefix: str, suffix: str, first: bool
 ) -> None:
     """Meta encodes the suffix behind a character that is a token of its own, and drops that and the space before it."""
     pre, suf, mid = 32007, 32008, 32009
-    before, after = sp[1].encode(prefix), sp[1].encode("☺" + suffix)[2:]
+    before, after = code_pieces[1].encode(prefix), code_pieces[1].encode("☺" + suffix)[2:]
     expected = [1, pre, suf, *after, mid, *before] if first else [1, pre, *before, suf, *after, mid]
     assert infill_prompt(codellama, prefix, suffix, suffix_first=first).encode(codellama) == expected
 

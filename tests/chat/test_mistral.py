@@ -174,7 +174,7 @@ def test_refusals(spm: Tokenizer, messages: Any, message: str) -> None:
 def test_ids_have_nine_letters_or_digits(spm: Tokenizer, identity: str | None) -> None:
     chat = MistralFormat(spm, "v3")
     call = Message("assistant", None, (ToolCall("f", {}, identity),))
-    with pytest.raises(UsageError, match="the call of f has the id .*: the chat format mistral-v3 needs nine letters"):
+    with pytest.raises(UsageError, match=r"the call of f has the id .*: the chat format mistral-v3 needs nine letters"):
         chat.render([Message("user", "x"), call], add_generation_prompt=False)
     good = Message("assistant", None, (ToolCall("f", {}, "abcdefghi"),))
     with pytest.raises(UsageError, match="a tool's result has the id"):
