@@ -1,68 +1,69 @@
 """load(model) -> LLM: the one place that joins policy to mechanism.
 
-A name becomes files (weights/store), the files a model in the native core (runtime/native) while, on another thread,
-the same files become a tokenizer and a chat format; engine and LLM put them together.
+A name becomes files (weights/store), the files a model in the native core or in PyTorch (runtime) while, on another
+thread, the same files become a tokenizer and a chat format; engine and LLM put them together.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
+from herder.cache.plan import BATCH_TOKENS, SEQUENCES, KVPlan, plan_kv
 from herder.core import machine
-from herder.core.batch import PAGE_TOKENS
-from herder.core.config import ModelConfig
-from herder.core.errors import HerderError, ModelFileError, OutOfMemory, TemplateError, UnsupportedModel, UsageError
+from herder.core.errors import HerderError, ModelFileError, TemplateError, UnsupportedModel, UsageError
 from herder.core.request import Sampling
-from herder.core.sizes import bytes_text
 
 if TYPE_CHECKING:
+    from herder.core.batch import Executor
     from herder.llm import LLM
-    from herder.weights.source import ModelFiles
+    from herder.weights.source import ModelFiles, TensorSource
 
 T = TypeVar("T")
+Runtime = Literal["native", "torch"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Progress = Callable[[str, int, int | None], None]  # what is being done, how much of it, of how much (bytes)
 
-DEFAULT_CONTEXT = 8192
+DTYPES: dict[str, tuple[str, ...]] = {
+    "native": ("auto", "float32"),
+    "torch": ("auto", "float32", "bfloat16", "float16"),
+}
 CHAT_SAMPLING = Sampling(temperature=0.6, top_p=0.9)  # Meta's generation code for Llama (llama3/generation.py)
-
-
-class KVPlan(NamedTuple):
-    """context: the longest sequence, tokens. pages: of the KV cache, shared by all sequences. bytes: what they take."""
-
-    context: int
-    pages: int
-    bytes: int
 
 
 def load(
     model: str | Path = "smollm2",
     *,
-    runtime: Literal["native"] = "native",
-    dtype: Literal["auto", "float32"] = "auto",
+    runtime: Runtime = "native",
+    device: str = "auto",
+    dtype: Dtype = "auto",
     context: int | None = None,
     kv_memory: int | None = None,
     threads: int = 0,
     speculate: int = 0,
     template: str | None = None,
+    chat_format: str | None = None,
     offline: bool = False,
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a model: a short name (`smollm2`), a path, or a Hugging Face id (`org/name`, `org/name:Q4_K_M`).
 
-    dtype: "auto" computes quantized weights as they are, "float32" expands everything to float32.
-    context, kv_memory (bytes): see plan_kv. threads: 0 = one per core this process may use.
+    runtime: "native" is Herder's core, on the CPU; "torch" is PyTorch, on the CPU or a GPU, and runs images too.
+    device: of "torch": "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one.
+    dtype: "auto" computes quantized weights as they are in the native core, and is bfloat16 on a GPU and float32 on the
+    CPU in PyTorch; "float32" expands everything to float32; "bfloat16" and "float16" only in PyTorch.
+    context, kv_memory (bytes): see cache.plan.plan_kv. threads: 0 = one per core this process may use.
     speculate: most tokens to guess ahead from the text itself (0 = off); changes the speed, never the text.
-    template: a Jinja chat template to use instead of the model's own. offline: never use the network.
+    template: a Jinja chat template to use instead of the model's own; chat_format: the name of a format that Herder has
+    in code (chat.load.NAMES), likewise. offline: never use the network.
     progress: called while the model is fetched and packed.
 
     Raises HerderError (core.errors names the kinds): no such model, a damaged or unsupported file, not enough memory.
     """
-    check_runtime(runtime)
-    if dtype not in ("auto", "float32"):
-        raise UsageError(f"dtype is {dtype!r}: must be 'auto' (as stored) or 'float32'")
+    check_runtime(runtime, device, dtype)
     if threads < 0:
         raise UsageError(f"threads is {threads}: must be 0 (one per usable core) or more")
     if speculate < 0:
@@ -71,61 +72,109 @@ def load(
     from herder.weights.store import resolve
 
     path = resolve(str(model), offline=offline, progress=progress)
-    with open_model(path) as files:
-        return _assemble(files, dtype, context, kv_memory, threads, speculate, template, progress)
+    files = open_model(path)
+    try:
+        mechanism = _torch(files, dtype, device, threads) if runtime == "torch" else _native(files, dtype, threads)
+        return _assemble(files, mechanism, context, kv_memory, speculate, template, chat_format, progress)
+    except BaseException:
+        files.close()
+        raise
 
 
-def check_runtime(runtime: str) -> None:
-    """Raises UnsupportedModel for a runtime that is planned, UsageError for one that is not."""
-    if runtime == "torch":
-        raise UnsupportedModel("runtime 'torch' is not there yet: use runtime='native'")
-    if runtime != "native":
-        raise UsageError(f"runtime is {runtime!r}: must be 'native'")
+def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto") -> None:
+    """Raises UsageError for a runtime that is none, or a device or dtype that it does not have."""
+    if runtime not in DTYPES:
+        raise UsageError(f"runtime is {runtime!r}: must be {' or '.join(map(repr, DTYPES))}")
+    if dtype not in DTYPES[runtime]:
+        known = ", ".join(map(repr, DTYPES[runtime]))
+        where = "; runtime='torch' has it" if dtype in DTYPES["torch"] else ""
+        raise UsageError(f"dtype is {dtype!r}: runtime {runtime!r} has {known}{where}")
+    if runtime == "native" and device not in ("auto", "cpu"):
+        raise UsageError(f"device is {device!r}: runtime 'native' runs on the CPU; runtime='torch' runs on GPUs")
 
 
-def plan_kv(
-    config: ModelConfig,
-    file_bytes: int,
-    *,
-    context: int | None = None,
-    kv_memory: int | None = None,
-    bytes_per_value: int = 2,
-    available: int | None = None,
-) -> KVPlan:
-    """How long a sequence may be, and how many pages hold the KV entries of all sequences together.
+@dataclass(frozen=True, slots=True)
+class Mechanism:
+    """A runtime about to load a model. weights: bytes they will take. bytes_per_value: of a KV entry. available: bytes
+    of memory, None if unknown. batch_tokens, sequences: what it runs in one batch. start: loads the model; the executor
+    then owns the files."""
 
-    context None: the model's own, at most DEFAULT_CONTEXT, and cut to what half of the memory left beside the weights
-    holds. kv_memory None: pages for one sequence of the full context, which shorter sequences share. available: bytes
-    of free memory, None if unknown. Raises UsageError for what the model cannot do, OutOfMemory with the numbers for
-    what the machine cannot.
-    """
-    if context is not None and not 1 <= context <= config.context:
-        raise UsageError(f"context is {context}: must be between 1 and {config.context}, which this model was made for")
-    page = config.kv_bytes(PAGE_TOKENS, bytes_per_value)
-    if kv_memory is not None and kv_memory < page:
-        raise UsageError(f"kv_memory is {kv_memory}: must hold at least one page of {PAGE_TOKENS} tokens, {page} bytes")
-    left = None if available is None else max(0, available - file_bytes)
-    wanted = context or min(config.context, DEFAULT_CONTEXT)
-    if kv_memory is not None:
-        pages = kv_memory // page
-        wanted = min(wanted, pages * PAGE_TOKENS)
-        if context is not None and context > wanted:
-            raise UsageError(
-                f"kv_memory of {bytes_text(kv_memory)} holds {wanted} tokens, less than the context of {context}: "
-                f"give at least {bytes_text(page * -(-context // PAGE_TOKENS))}"
-            )
-    else:
-        pages = -(-wanted // PAGE_TOKENS)
-        if context is None and left is not None:
-            pages = max(1, min(pages, left // 2 // page))
-            wanted = min(wanted, pages * PAGE_TOKENS)
-    need = pages * page
-    if left is not None and need > left:
-        raise OutOfMemory(
-            f"the weights take {bytes_text(file_bytes)} and {wanted} tokens of KV cache {bytes_text(need)}, but "
-            f"{bytes_text(available or 0)} of memory are free: use a smaller context, model or quantization"
+    weights: int
+    bytes_per_value: int
+    available: int | None
+    start: Callable[[KVPlan, Callable[[int, int], None] | None], Executor]
+    batch_tokens: int = BATCH_TOKENS
+    sequences: int = SEQUENCES
+
+
+def _native(files: ModelFiles, dtype: str, threads: int) -> Mechanism:
+    from herder.runtime.native import load_model
+
+    def start(kv: KVPlan, progress: Callable[[int, int], None] | None) -> Executor:
+        compute: Literal["auto", "float32"] = "float32" if dtype == "float32" else "auto"
+        return load_model(
+            files, context=kv.context, kv_pages=kv.pages, compute=compute, threads=threads, progress=progress
         )
-    return KVPlan(wanted, pages, need)
+
+    expand = 4 if dtype == "float32" else 0
+    return Mechanism(native_bytes(files, expand), expand or 2, machine.memory().available, start)
+
+
+def native_bytes(files: ModelFiles, expand: int = 0) -> int:
+    """Bytes of weights that the native core holds: as stored, or expanded to `expand` bytes each.
+
+    Experts in a mapped file are packed when a token is first routed to them, and given up again when memory is short:
+    of those, the ones of a single token are counted. The image encoder is not loaded.
+    """
+    from herder.weights.names import EXPERTS, Role
+
+    def size(tensor: TensorSource) -> int:
+        return tensor.rows * tensor.cols * expand or tensor.bytes
+
+    experts = files.config.experts
+    total = 0
+    for tensor in files.tensors:
+        if tensor.role == Role.VISION:
+            continue
+        if tensor.role in EXPERTS and tensor.make is None and experts is not None:
+            total += size(tensor) * experts.active // experts.count
+        else:
+            total += size(tensor)
+    return total
+
+
+def _torch(files: ModelFiles, dtype: str, device: str, threads: int) -> Mechanism:
+    try:
+        from herder.runtime import torch
+    except ImportError as error:
+        if error.name != "torch":
+            raise
+        raise UnsupportedModel("runtime 'torch' needs PyTorch: pip install 'herder[torch]'") from None
+    place = torch.choose_device(device)
+    kind = torch.choose_dtype(dtype, place, files)
+
+    def start(kv: KVPlan, progress: Callable[[int, int], None] | None) -> Executor:
+        executor = torch.load_model(
+            files,
+            context=kv.context,
+            kv_pages=kv.pages,
+            kv_local_pages=kv.local_pages,
+            dtype=dtype,  # type: ignore[arg-type]  # check_runtime has seen it
+            device=device,
+            threads=threads,
+            progress=progress,
+        )
+        files.close()  # everything is copied
+        return executor
+
+    return Mechanism(
+        sum(tensor.rows * tensor.cols for tensor in files.tensors) * kind.itemsize,
+        kind.itemsize,
+        torch.available_memory(place),
+        start,
+        torch.BATCH_TOKENS[place.type],
+        torch.BATCH_CHUNKS[place.type],
+    )
 
 
 def recommended_sampling(files: ModelFiles) -> Sampling:
@@ -153,30 +202,29 @@ def recommended_sampling(files: ModelFiles) -> Sampling:
 
 def _assemble(
     files: ModelFiles,
-    dtype: Literal["auto", "float32"],
+    mechanism: Mechanism,
     context: int | None,
     kv_memory: int | None,
-    threads: int,
     speculate: int,
     template: str | None,
+    chat_name: str | None,
     progress: Progress | None,
 ) -> LLM:
-    from herder.runtime.native import NativeExecutor, load_model
-
     config = files.config
-    expanded = 4 * config.parameters if dtype == "float32" else files.file_bytes
     kv = plan_kv(
         config,
-        expanded,
+        mechanism.weights,
         context=context,
         kv_memory=kv_memory,
-        bytes_per_value=4 if dtype == "float32" else 2,
-        available=machine.memory().available,
+        bytes_per_value=mechanism.bytes_per_value,
+        available=mechanism.available,
+        batch_tokens=mechanism.batch_tokens,
+        sequences=mechanism.sequences,
     )
 
-    def pack() -> NativeExecutor:
+    def pack() -> Executor:
         report = None if progress is None else lambda done, total: progress("Loading", done, total)
-        return load_model(files, context=kv.context, kv_pages=kv.pages, compute=dtype, threads=threads, progress=report)
+        return mechanism.start(kv, report)
 
     packing = Background(pack, "herder-load")
     try:
@@ -188,8 +236,9 @@ def _assemble(
 
         tokenizer = load_tokenizer(files.metadata if files.kind == "gguf" else files.path)
         chat_sampling = recommended_sampling(files)
+        templates, refusal = files.chat_templates, None
         try:
-            chat_format, refusal = load_chat_format(tokenizer, files.chat_templates, override=template), None
+            chat_format = load_chat_format(tokenizer, templates, override=template, name=chat_name, model=files.name)
         except TemplateError as error:
             if template is not None:
                 raise

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
+import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import herder
-from herder.assemble import CHAT_SAMPLING, DEFAULT_CONTEXT, Background, load, plan_kv, recommended_sampling
-from herder.core.batch import PAGE_TOKENS
+from herder.assemble import CHAT_SAMPLING, Background, load, recommended_sampling
+from herder.core import machine
 from herder.core.errors import (
-    HerderError,
     ModelFileError,
     ModelNotFound,
     OutOfMemory,
@@ -21,69 +20,18 @@ from herder.core.errors import (
 )
 from herder.core.request import Sampling
 from herder.runtime.native import NativeExecutor
-from tests.tiny import tiny_config, write_tiny_gguf, write_tiny_hf
-
-PAGE = tiny_config().kv_bytes(PAGE_TOKENS)
-
-
-def test_by_default_one_sequence_of_the_models_context() -> None:
-    assert plan_kv(tiny_config(context=1000), 0) == (1000, 32, 32 * PAGE)
-    assert plan_kv(tiny_config(context=1 << 20), 0).context == DEFAULT_CONTEXT
-
-
-def test_the_default_gives_way_to_memory_and_an_explicit_context_does_not() -> None:
-    config = tiny_config(context=1024)
-    weights = 1000
-    assert plan_kv(config, weights, available=weights + 16 * PAGE) == (256, 8, 8 * PAGE)
-    assert plan_kv(config, weights, available=weights + 16 * PAGE, context=512) == (512, 16, 16 * PAGE)
-    with pytest.raises(OutOfMemory, match="513 tokens of KV cache"):
-        plan_kv(config, weights, available=weights + 16 * PAGE, context=513)
-    with pytest.raises(OutOfMemory, match="smaller context, model or quantization"):
-        plan_kv(config, weights, available=weights)
-
-
-def test_kv_memory_sets_the_pages_and_may_cut_the_default_context() -> None:
-    config = tiny_config(context=1024)
-    assert plan_kv(config, 0, kv_memory=100 * PAGE + 5) == (1024, 100, 100 * PAGE)
-    assert plan_kv(config, 0, kv_memory=3 * PAGE) == (96, 3, 3 * PAGE)
-    with pytest.raises(UsageError, match="holds 96 tokens, less than the context of 97"):
-        plan_kv(config, 0, kv_memory=3 * PAGE, context=97)
-    with pytest.raises(UsageError, match="at least one page"):
-        plan_kv(config, 0, kv_memory=PAGE - 1)
-
-
-@pytest.mark.parametrize("context", [0, -1, 1025])
-def test_a_context_the_model_cannot_do_is_refused(context: int) -> None:
-    with pytest.raises(UsageError, match=f"context is {context}.*1024"):
-        plan_kv(tiny_config(context=1024), 0, context=context)
-
-
-@given(
-    st.integers(1, 5000), st.none() | st.integers(1, 5000), st.none() | st.integers(0, 200 * PAGE),
-    st.none() | st.integers(0, 200 * PAGE),
-)  # fmt: skip
-def test_a_plan_always_holds_what_it_promises(
-    model: int, context: int | None, kv_memory: int | None, available: int | None
-) -> None:
-    try:
-        plan = plan_kv(tiny_config(context=model), 0, context=context, kv_memory=kv_memory, available=available)
-    except HerderError as error:
-        assert "\n" not in str(error)
-        return
-    assert plan.pages >= 1 and plan.bytes == plan.pages * PAGE
-    assert 1 <= plan.context <= min(model, plan.pages * PAGE_TOKENS)
-    assert context is None or plan.context == context
-    assert kv_memory is None or plan.bytes <= kv_memory
-    assert available is None or plan.bytes <= available
+from tests.tiny import write_tiny_gguf, write_tiny_hf
 
 
 def test_wrong_arguments_are_refused_before_anything_is_opened() -> None:
-    with pytest.raises(UnsupportedModel, match=r"runtime 'torch'.*runtime='native'"):
-        load("nowhere", runtime="torch")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="runtime is 'jax'"):
+    with pytest.raises(UsageError, match="runtime is 'jax': must be 'native' or 'torch'"):
         load("nowhere", runtime="jax")  # type: ignore[arg-type]
-    with pytest.raises(UsageError, match="dtype is 'float8'"):
-        load("nowhere", dtype="float8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="dtype is 'float8': runtime 'torch' has 'auto', 'float32'"):
+        load("nowhere", runtime="torch", dtype="float8")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"dtype is 'bfloat16'.*runtime='torch' has it"):
+        load("nowhere", dtype="bfloat16")
+    with pytest.raises(UsageError, match="device is 'cuda': runtime 'native' runs on the CPU"):
+        load("nowhere", device="cuda")
     with pytest.raises(UsageError, match="threads is -1"):
         load("nowhere", threads=-1)
     with pytest.raises(UsageError, match="speculate is -1"):
@@ -147,6 +95,39 @@ def test_a_directory_of_safetensors(tmp_path: Path) -> None:
     with herder.load(made.path, dtype="float32") as llm:
         assert llm.chat_sampling == Sampling(top_k=7)
         assert len(llm.chat("hello", max_tokens=5, ignore_eos=True).tokens) == 5
+
+
+@pytest.mark.oracle
+def test_both_runtimes_give_the_same_logits(path: Path, tmp_path: Path) -> None:
+    made = write_tiny_hf(tmp_path / "tiny")
+    for model in (path, made.path):
+        with (
+            herder.load(model, dtype="float32") as native,
+            herder.load(model, runtime="torch", device="cpu", dtype="float32") as torch,
+        ):
+            ids = list(range(3, 90))
+            np.testing.assert_allclose(torch.logits(ids), native.logits(ids), atol=1e-4)
+            assert torch.generate(ids, max_tokens=9).tokens == native.generate(ids, max_tokens=9).tokens
+
+
+@pytest.mark.oracle
+def test_memory_is_counted_in_the_type_that_pytorch_computes_in(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tight = machine.Memory(1 << 20, 300_000, False)
+    monkeypatch.setattr(machine, "memory", lambda: tight)
+    with pytest.raises(OutOfMemory, match="the weights take 370 kB"):
+        herder.load(path, runtime="torch", device="cpu", dtype="float32", context=256)
+    with pytest.raises(UsageError, match="device is 'tpu'"):
+        herder.load(path, runtime="torch", device="tpu")
+
+
+def test_torch_that_is_not_installed_is_said_in_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import herder.runtime
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "herder.runtime.torch", raising=False)
+    monkeypatch.delattr(herder.runtime, "torch", raising=False)
+    with pytest.raises(UnsupportedModel, match=r"^runtime 'torch' needs PyTorch: pip install 'herder\[torch\]'$"):
+        herder.load(path, runtime="torch")
 
 
 def test_a_failure_beside_the_packing_frees_the_model(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from herder.cli import slash
 from herder.cli.command import TEXT, Command, Option, Parsed
 from herder.cli.conversation import Conversation, load, saved_path
 from herder.cli.generation import (
+    CHAT_FORMAT,
     LIMITS,
     LOADING,
     SAMPLING,
@@ -154,6 +155,7 @@ COMMANDS = {
             *LIMITS,
             *SAMPLING,
             TEMPLATE,
+            CHAT_FORMAT,
             SPECULATE,
             *LOADING,
         ),

@@ -34,13 +34,25 @@ LOADING = (
     Option("--context", COUNT, "Longest prompt plus answer, in tokens; without it the model's, at most 8192"),
     Option("--threads", COUNT, "Threads; without it one per core this process may use"),
     Option(
-        "--dtype", choice("auto", "float32"), "auto computes in the stored formats, float32 expands everything", "auto"
+        "--runtime",
+        choice("native", "torch"),
+        "native is Herder's core, on the CPU; torch is PyTorch, also for GPUs and images",
+        "native",
+    ),
+    Option("--device", TEXT, "Where PyTorch runs: auto, cpu, cuda, cuda:1; auto takes a GPU if there is one", "auto"),
+    Option(
+        "--dtype",
+        choice("auto", "float32", "bfloat16", "float16"),
+        "auto computes in the stored formats (torch: in what suits the device), float32 expands everything; "
+        "bfloat16 and float16 only with torch",
+        "auto",
     ),
     OFFLINE,
 )
 SPECULATE = Option("--speculate", INTEGER, "Guess up to N tokens ahead from the text; changes speed, never the answer")
 SYSTEM = Option("--system", TEXT, "The system message")
 TEMPLATE = Option("--template", FILE, "A Jinja chat template to use instead of the model's own")
+CHAT_FORMAT = Option("--chat-format", TEXT, "A chat format by name, such as llama3, instead of the model's own")
 
 
 def sampling_options(parsed: Parsed) -> dict[str, Any]:
@@ -72,8 +84,11 @@ def loaded(model: str, parsed: Parsed, *, template: str | None = None) -> Iterat
             model,
             context=parsed.context,
             threads=parsed.threads or 0,
+            runtime=parsed.runtime,
+            device=parsed.device,
             dtype=parsed.dtype,
             template=template,
+            chat_format=getattr(parsed, "chat_format", None),
             speculate=getattr(parsed, "speculate", None) or 0,
             offline=parsed.offline,
             progress=progress,
@@ -82,7 +97,7 @@ def loaded(model: str, parsed: Parsed, *, template: str | None = None) -> Iterat
         yield llm
 
 
-def start_chat(llm: LLM, model: str, messages: list[dict[str, str]], options: dict[str, Any]) -> CompletionStream:
+def start_chat(llm: LLM, model: str, messages: list[dict[str, Any]], options: dict[str, Any]) -> CompletionStream:
     """Starts an answer. A base model is refused with the options that help on the command line."""
     from herder.core.errors import UnsupportedModel
 

@@ -6,8 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from herder.cli.command import INTEGER, TEXT, Argument, Command, Option, Parsed
+from herder.cli.command import FILE, INTEGER, TEXT, Argument, Command, Option, Parsed
 from herder.cli.generation import (
+    CHAT_FORMAT,
     LIMITS,
     LOADING,
     SAMPLING,
@@ -33,8 +34,10 @@ if TYPE_CHECKING:
 def run(parsed: Parsed) -> int:
     if parsed.logprobs is not None and not parsed.json:
         raise UsageError("--logprobs needs --json: the streamed text has no place for them")
-    if parsed.raw and (parsed.system is not None or parsed.template is not None):
-        raise UsageError("--raw uses no chat format: leave out --system and --template, or --raw")
+    if parsed.raw:
+        for name in ("system", "template", "chat_format", "image"):
+            if getattr(parsed, name):
+                raise UsageError(f"--raw uses no chat format: leave out --{name.replace('_', '-')}, or --raw")
     options = sampling_options(parsed) | {"max_tokens": parsed.max_tokens, "stop": parsed.stop}
     template = read_template(parsed.template)
     prompt = _prompt(parsed)
@@ -87,7 +90,11 @@ def _start(llm: LLM, parsed: Parsed, prompt: str, options: dict[str, Any]) -> Co
     if parsed.raw:
         return llm.generate(prompt, stream=True, **options)
     messages = [{"role": "system", "content": parsed.system}] if parsed.system is not None else []
-    return start_chat(llm, parsed.model, [*messages, {"role": "user", "content": prompt}], options)
+    content: Any = prompt
+    if parsed.image:
+        images = [{"type": "image", "image": path} for path in parsed.image]
+        content = [*images, {"type": "text", "text": prompt}]
+    return start_chat(llm, parsed.model, [*messages, {"role": "user", "content": content}], options)
 
 
 def _print(stream: CompletionStream) -> None:
@@ -163,6 +170,7 @@ COMMANDS = {
         ),
         options=(
             SYSTEM,
+            Option("--image", FILE, "An image before the prompt, for a vision model with --runtime torch", many=True),
             Option("--raw", None, "Continue the prompt as plain text, without the model's chat format"),
             *LIMITS,
             *SAMPLING,
@@ -172,6 +180,7 @@ COMMANDS = {
             JSON,
             Option("--stats", None, "Print tokens and speed on standard error"),
             TEMPLATE,
+            CHAT_FORMAT,
             SPECULATE,
             *LOADING,
         ),

@@ -209,6 +209,12 @@ def check(request: Request | Evaluation, limits: Limits) -> None:
     if min(prompt) < 0 or max(prompt) >= limits.prompt_ids:
         wrong = next(t for t in prompt if not 0 <= t < limits.prompt_ids)
         raise UsageError(f"token id {wrong} is outside this model's vocabulary (0 to {limits.prompt_ids - 1})")
+    if isinstance(request, Evaluation) and request.report == "scores":
+        for position in range(max(request.first, 1), len(prompt)):
+            if prompt[position] >= limits.vocab:
+                raise UsageError(
+                    f"token {position} is {prompt[position]}, which is read but never written: it has no score"
+                )
     check_images(request.images, prompt, limits)
     limit = capacity(limits)
     if need > limit:

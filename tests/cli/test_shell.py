@@ -31,10 +31,10 @@ def test_options_models_and_files() -> None:
     assert {"smollm2", "llama3.2:1b", FILES} <= set(values("run", ""))
     assert values("run", "smollm2", "") == [], "a prompt is anything"
     assert values("run", "smollm2", "--template", "") == [FILES]
-    assert values("run", "smollm2", "--dtype", "") == ["auto", "float32"]
+    assert values("run", "smollm2", "--runtime", "") == ["native", "torch"]
     assert values("run", "--seed", "1", "--json", "") == values("run", "")
     assert values("run", "--seed", "") == []
-    assert values("run", "--dtype=") == ["--dtype=auto", "--dtype=float32"]
+    assert values("run", "--dtype=") == ["--dtype=auto", "--dtype=float32", "--dtype=bfloat16", "--dtype=float16"]
     assert values("perplexity", "smollm2", "") == [FILES]
     assert values("completion", "") == list(SHELLS)
     assert values("nonsense", "") == []
@@ -83,7 +83,7 @@ def shell(name: str, script: str, environment: dict[str, str]) -> list[str]:
         ("herder completion ", ["bash", "zsh", "fish"]),
         ("herder run smollm2 --tempe", ["--temperature"]),
         ("herder run llama3.2:1", ["1b"]),
-        ("herder run --dtype=f", ["float32"]),
+        ("herder run --dtype=b", ["bfloat16"]),
     ],
 )
 def test_in_bash(path: dict[str, str], line: str, expected: list[str]) -> None:
