@@ -1,13 +1,10 @@
 """Meta's own modules (llama_models over fairscale) on one CPU: a process group of one, and what needs a GPU put aside.
 
-Llama 4's attention calls .cuda() on its caches; Mllama's image transform imports torchvision, which the tests do not
-install: an empty module stands in, since images reach the model as tensors here.
+Llama 4's attention calls .cuda() on its caches: here that leaves them where they are.
 """
 
 from __future__ import annotations
 
-import sys
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,27 +28,6 @@ def one_rank(folder: Path) -> Iterator[None]:
         torch.Tensor.cuda = cuda  # type: ignore[method-assign]
         initialize.destroy_model_parallel()
         dist.destroy_process_group()
-
-
-@contextmanager
-def without_torchvision() -> Iterator[None]:
-    """Empty modules of its name, unless it is installed."""
-    try:
-        import torchvision  # noqa: F401
-    except ImportError:
-        names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
-        modules = {name: types.ModuleType(name) for name in names}
-        modules["torchvision"].transforms = modules["torchvision.transforms"]  # type: ignore[attr-defined]
-        functional = modules["torchvision.transforms.functional"]
-        modules["torchvision.transforms"].functional = functional  # type: ignore[attr-defined]
-        sys.modules.update(modules)
-        try:
-            yield
-        finally:
-            for name in names:
-                del sys.modules[name]
-        return
-    yield
 
 
 def randomize(module: Any, seed: int, gain: float = 1.0) -> None:
