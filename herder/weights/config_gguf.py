@@ -46,7 +46,6 @@ _NEUTRAL: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("attention.causal", (True,), "attention that sees the future"),
     ("attention.clamp_kqv", (0.0,), "clamped activations"),
     ("attention.max_alibi_bias", (0.0,), "ALiBi positions"),
-    ("attention.sliding_window_pattern", (), "a sliding window in some layers only"),
     ("attn_logit_softcapping", (0.0,), "capped attention logits"),
     ("final_logit_softcapping", (0.0,), "capped logits"),
     ("logit_scale", (0.0, 1.0), "scaled logits"),
@@ -163,6 +162,7 @@ def config_from_gguf(
 
 def _window(keys: Fields) -> int | None:
     """The sliding window, 0 meaning none."""
+    keys.neutral("attention.sliding_window_pattern", (), "a sliding window in some layers only")
     return keys.integer("attention.sliding_window", 0, low=0) or None
 
 

@@ -3,8 +3,9 @@
 Pure functions over {file name: bytes}; the same choice is made from a hub's listing and from a cache directory.
 
 GGUF: one file, or all parts of one split file (`name-00001-of-00003.gguf`, as llama.cpp's gguf-split names them).
-Hugging Face: `model.safetensors` or its shards, configuration and tokenizer. Pickled weights (`.bin`, `.pth`) are never
-chosen: unpickling can run code, and they hold the same numbers.
+Hugging Face: `model.safetensors` or its shards, configuration and tokenizer. Where neither is there, Mistral's own
+`consolidated.safetensors` or Meta's `consolidated.NN.pth`, with params.json; the pickles in the latter are read without
+running anything (weights/unpickler.py). Other pickled weights (`.bin`) are never chosen.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ SIDE_FILES = (
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
+    "preprocessor_config.json",
     "params.json",
     "tekken.json",
 )
@@ -39,6 +41,9 @@ _QUANTIZATION = re.compile(
 _PART = re.compile(r"-(\d{5})-of-(\d{5})$")
 _MODEL = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 _SPARE = re.compile(r"(consolidated|adapter_model|optimizer)")
+_MISTRAL = re.compile(r"consolidated(-\d{5}-of-\d{5})?\.safetensors")
+_META = re.compile(r"consolidated(\.\d\d)?\.pth|(fp8|int4)_scales_\d+\.pt")
+_RANK = re.compile(r"consolidated\.(\d\d)\.pth")
 
 
 class Selection(NamedTuple):
@@ -110,8 +115,14 @@ def select(files: Mapping[str, int], wanted: str, where: str) -> Selection:
         return _gguf(models[0], where)
     if models:
         raise ModelNotFound(f"{where} holds {len(models)} GGUF files: name one of them, {_choices(models, where)}")
+    if consolidated := _consolidated(files, where):
+        return Selection((*consolidated, *(file for file in SIDE_FILES if file in files)), None)
     if any(file.startswith("adapter_model.") for file in files):
         raise UnsupportedModel(f"{where} is an adapter, not a whole model: name the model that it was trained on")
+    if "original/params.json" in files:
+        raise UnsupportedModel(
+            f"{where} has its weights only in Meta's own format, in original/: download that folder and give its path"
+        )
     if any(file.endswith((".bin", ".pth", ".pt")) for file in files):
         raise UnsupportedModel(
             f"{where} has pickled weights only, which can run code when they are read: "
@@ -124,6 +135,23 @@ def _safetensors(files: Mapping[str, int]) -> list[str]:
     """Weights in Hugging Face's own names; without any, all other safetensors at the top that are weights."""
     top = sorted(file for file in files if "/" not in file and file.endswith(".safetensors"))
     return [file for file in top if _MODEL.fullmatch(file)] or [file for file in top if not _SPARE.match(file)]
+
+
+def _consolidated(files: Mapping[str, int], where: str) -> list[str]:
+    """The files of a model in Mistral's or Meta's own format, nothing without one. Raises ModelNotFound for a part."""
+    if "params.json" not in files:
+        return []
+    parts = sorted(file for file in files if _MISTRAL.fullmatch(file))
+    if parts:
+        part = _PART.search(parts[0].removesuffix(".safetensors"))
+        if part and len(parts) != int(part.group(2)):
+            raise ModelNotFound(f"{where} has {len(parts)} of {int(part.group(2))} parts: the model is incomplete")
+        return parts
+    found = sorted(file for file in files if _META.fullmatch(file))
+    ranks = [int(match[1]) for file in found if (match := _RANK.fullmatch(file))]
+    if ranks and ranks != list(range(len(ranks))):
+        raise ModelNotFound(f"{where} lacks one of the files before {max(found)}: the model is incomplete")
+    return found if any(file.startswith("consolidated") for file in found) else []
 
 
 def _named(models: list[_Gguf], wanted: str, where: str) -> _Gguf:

@@ -37,6 +37,7 @@ def open_directory(directory: Path) -> ModelFiles:
     """Raises ModelNotFound, ModelFileError, UnsupportedModel."""
     documents = {name: _json(directory / name) for name in ("config.json", "generation_config.json")}
     documents |= {name: _json(directory / name) for name in ("tokenizer_config.json", "chat_template.json")}
+    documents["preprocessor_config.json"] = _json(directory / "preprocessor_config.json")  # of images
     metadata = {name: document for name, document in documents.items() if document is not None}
     raw = metadata["config.json"]
     where = str(directory / "config.json")
@@ -49,8 +50,9 @@ def open_directory(directory: Path) -> ModelFiles:
             shards.append(SafeTensors(path))
         tensors = _tensors(where, directory, config, raw, shards, index)
         generation = metadata.get("generation_config.json", {})
-        eos = _ids(where, "eos_token_id", generation, raw, config.vocab)
-        bos = _ids(where, "bos_token_id", generation, raw, config.vocab)
+        text = _text_keys(raw)
+        eos = _ids(where, "eos_token_id", generation, text, config.vocab)
+        bos = _ids(where, "bos_token_id", generation, text, config.vocab)
         return ModelFiles(
             kind="safetensors",
             path=directory,
@@ -171,7 +173,8 @@ def _quantized(
 
     if not isinstance(quantization, dict):
         raise ModelFileError(f"{where}: quantization_config is {short(quantization)}: expected an object")
-    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    text = _text_keys(raw)
+    dtype = text.get("dtype", text.get("torch_dtype"))
     if dtype is not None and not isinstance(dtype, str):
         raise ModelFileError(f"{where}: dtype is {short(dtype)}: expected a string")
     biases = config.attention_bias or config.mlp_bias
@@ -207,6 +210,14 @@ def _same_bytes(a: TensorSource, b: TensorSource) -> bool:
         a.file.read(a.offset + i, min(step, a.bytes - i)) == b.file.read(b.offset + i, min(step, a.bytes - i))
         for i in range(0, a.bytes, step)
     )
+
+
+def _text_keys(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of the language model, which a model with images has in text_config; those outside it come first."""
+    text = raw.get("text_config")
+    if not isinstance(text, dict):
+        return raw
+    return {**text, **{key: value for key, value in raw.items() if value is not None}}
 
 
 def _ids(where: str, key: str, generation: Mapping[str, Any], config: Mapping[str, Any], vocab: int) -> list[int]:

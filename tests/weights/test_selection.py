@@ -63,11 +63,32 @@ def test_meta_and_mistral_repositories_are_not_fetched_twice() -> None:
         select({"config.json": 1, "model-00001-of-00002.safetensors": 9}, "", "o/m")
 
 
+def test_meta_and_mistral_repositories_without_another_form() -> None:
+    side = {"params.json": 1, "tokenizer.model": 1}
+    meta = {"consolidated.00.pth": 9, "consolidated.01.pth": 9, **side}
+    extra = {"checklist.chk": 1, "LICENSE": 1, "USE_POLICY.md": 1}
+    shards = ("consolidated.00.pth", "consolidated.01.pth")
+    assert select({**meta, **extra}, "", "o/m") == ((*shards, "tokenizer.model", "params.json"), None)
+    scales = {"fp8_scales_0.pt": 1, "fp8_scales_1.pt": 1}
+    assert set(select({**meta, **scales}, "", "o/m").files) == {*meta, *scales}
+    mistral = {"consolidated.safetensors": 9, "params.json": 1, "tekken.json": 1}
+    assert set(select(mistral, "", "o/m").files) == {*mistral}
+    assert set(select({**mistral, "config.json": 1}, "", "o/m").files) == {*mistral, "config.json"}
+    with pytest.raises(HerderError, match=r"lacks one of the files before consolidated\.01\.pth"):
+        select({file: 1 for file in meta if "00" not in file}, "", "o/m")
+    with pytest.raises(HerderError, match="has 1 of 2 parts"):
+        select({"params.json": 1, "consolidated-00002-of-00002.safetensors": 1}, "", "o/m")
+    with pytest.raises(HerderError, match="has pickled weights only"):
+        select({"consolidated.00.pth": 9}, "", "o/m")
+    with pytest.raises(HerderError, match=r"only in Meta's own format, in original/: download that folder"):
+        select({"config.json": 1, "original/params.json": 1, "original/consolidated.00.pth": 9}, "", "o/m")
+
+
 NAMES = [
     *("config.json", "tokenizer.json", "model.safetensors", "model-00001-of-00002.safetensors", "README.md"),
     *("adapter_model.safetensors", "pytorch_model.bin", "x.pth", "mmproj-f16.gguf", "imatrix.gguf", ".gguf"),
     *("m-Q4_0.gguf", "m-Q4_K_M-00001-of-00002.gguf", "m-Q4_K_M-00002-of-00002.gguf", "-00001-of-00001.gguf"),
-    "sub/m-F16.gguf",
+    *("sub/m-F16.gguf", "params.json", "consolidated.00.pth", "consolidated.safetensors", "original/params.json"),
 ]
 names = st.sampled_from(NAMES) | st.text(max_size=12)
 asked = st.sampled_from(["", "Q4_0", "Q4_K_M", "m-Q4_0.gguf", "F16", "?"])
@@ -82,7 +103,7 @@ def test_whatever_a_repository_holds(files: dict[str, int], wanted: str) -> None
         return
     assert chosen.files and set(chosen.files) <= set(files)
     assert len(set(chosen.files)) == len(chosen.files)
-    assert not [file for file in chosen.files if file.endswith((".bin", ".pth", ".pt")) or "mmproj" in file]
+    assert not [file for file in chosen.files if file.endswith((".bin", "x.pth")) or "mmproj" in file]
     assert chosen.entry is None or (chosen.entry == chosen.files[0] and chosen.entry.lower().endswith(".gguf"))
     # What was chosen is complete by itself: the cache, which holds only that, chooses the same.
     assert select({file: files[file] for file in chosen.files}, wanted, "o/m") == chosen
