@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -147,8 +148,8 @@ def views(chunk: Chunk) -> Iterator[View]:
             groups[-1].append(image)
         else:
             groups.append([image])
-    limits = [group[0].positions[0] for group in groups[1:]] + [end]
-    for group, limit in zip(groups, limits, strict=True):
-        start = max(group[0].positions[0], chunk.start)
+    begins = [group[0].positions[0] for group in groups]
+    for group, (begin, limit) in zip(groups, pairwise([*begins, end]), strict=True):
+        start = max(begin, chunk.start)
         if start < limit:
             yield View(start, limit, tuple(group))

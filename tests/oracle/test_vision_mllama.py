@@ -158,3 +158,27 @@ def test_text_and_images_of_two_conversations_in_one_batch(pair: tuple[Any, Any]
     got = run(model, chunk(first[0], 3, 4, first[1]), chunk([1, 9, 8], 0, 3, (), seq=1))
     np.testing.assert_allclose(got[0], expected(theirs, *first)[3:], atol=TOLERANCE)
     np.testing.assert_allclose(got[1], plain, atol=TOLERANCE)
+
+
+def test_the_engine_goes_on_like_transformers(pair: tuple[Any, Any]) -> None:
+    from herder.core.request import Finished, NewToken, Request, Sampling
+    from herder.engine.engine import Engine
+
+    theirs, model = pair
+    ids, images = prompt(model._model.config.vision, SIZES[2], *range(9, 60), SIZES[1], 7, 6, 5)
+    want = list(ids)
+    for _ in range(4):
+        want.append(int(expected(theirs, want, images)[-1].argmax()))
+    engine = Engine(model)
+    try:
+        cached = []
+        for _ in range(2):  # the second time with pages of the prefix cache
+            *tokens, end = engine.submit(Request(tuple(ids), max_tokens=4, images=images))
+            assert [event.token for event in tokens if isinstance(event, NewToken)] == want[len(ids) :]
+            cached.append(end.usage.cached_tokens)
+        assert cached == [0, 32]
+        penalized = Request(tuple(ids), max_tokens=4, images=images, sampling=Sampling(repetition_penalty=1.5))
+        *_, end = engine.submit(penalized)  # the image's token has no logit that could be penalized
+        assert isinstance(end, Finished) and end.error is None
+    finally:
+        engine.close()
