@@ -33,7 +33,6 @@ MLLAMA_VISION = MllamaVision(
     taps=(3, 7, 15, 23, 30),
 )  # fmt: skip
 LEARNABLE_ROWS = 8  # text_model.learnable_embedding, which follows the vocabulary
-MLLAMA_IMAGE_TOKEN = 128256
 LLAMA4_PATCH_TOKEN = 200092
 
 # How the reference code runs and was trained, not what it computes.
@@ -157,7 +156,7 @@ def _mllama(keys: Fields, config: ModelConfig) -> ModelConfig:
         plan=tuple(plan),
         vision=replace(MLLAMA_VISION, tile=tile, max_tiles=tiles),
         embedding_rows=config.vocab + LEARNABLE_ROWS,
-        image_token=MLLAMA_IMAGE_TOKEN if config.vocab <= MLLAMA_IMAGE_TOKEN else None,
+        image_token=config.vocab,  # the first of the learnable rows
     )
 
 
