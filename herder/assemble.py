@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from herder.cache.plan import BATCH_TOKENS, SEQUENCES, KVPlan, plan_kv
 from herder.core import machine
@@ -20,7 +20,7 @@ from herder.core.request import Sampling
 if TYPE_CHECKING:
     from herder.core.batch import Executor
     from herder.llm import LLM
-    from herder.weights.source import ModelFiles, TensorSource
+    from herder.weights.source import ModelFiles
 
 T = TypeVar("T")
 Runtime = Literal["native", "torch"]
@@ -72,13 +72,9 @@ def load(
     from herder.weights.store import resolve
 
     path = resolve(str(model), offline=offline, progress=progress)
-    files = open_model(path)
-    try:
+    with open_model(path) as files:
         mechanism = _torch(files, dtype, device, threads) if runtime == "torch" else _native(files, dtype, threads)
         return _assemble(files, mechanism, context, kv_memory, speculate, template, chat_format, progress)
-    except BaseException:
-        files.close()
-        raise
 
 
 def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto") -> None:
@@ -96,8 +92,7 @@ def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto") -> No
 @dataclass(frozen=True, slots=True)
 class Mechanism:
     """A runtime about to load a model. weights: bytes they will take. bytes_per_value: of a KV entry. available: bytes
-    of memory, None if unknown. batch_tokens, sequences: what it runs in one batch. start: loads the model; the executor
-    then owns the files."""
+    of memory, None if unknown. batch_tokens, sequences: what it runs in one batch. start: loads the model."""
 
     weights: int
     bytes_per_value: int
@@ -108,39 +103,63 @@ class Mechanism:
 
 
 def _native(files: ModelFiles, dtype: str, threads: int) -> Mechanism:
-    from herder.runtime.native import load_model
+    from herder.runtime.native import BATCH_CHUNKS, batch_tokens, load_model
+
+    available = machine.memory().available
+    weights = native_bytes(files, dtype)
 
     def start(kv: KVPlan, progress: Callable[[int, int], None] | None) -> Executor:
+        room = None if available is None else max(0, available - weights.resident - kv.bytes)
         compute: Literal["auto", "float32"] = "float32" if dtype == "float32" else "auto"
         return load_model(
-            files, context=kv.context, kv_pages=kv.pages, compute=compute, threads=threads, progress=progress
+            files,
+            context=kv.context,
+            kv_pages=kv.pages,
+            kv_local_pages=kv.local_pages,
+            compute=compute,
+            threads=threads,
+            expert_memory=0 if room is None or weights.experts <= room else max(room, weights.active),
+            progress=progress,
         )
 
-    expand = 4 if dtype == "float32" else 0
-    return Mechanism(native_bytes(files, expand), expand or 2, machine.memory().available, start)
+    return Mechanism(
+        weights.resident + weights.active,
+        4 if dtype == "float32" else 2,
+        available,
+        start,
+        batch_tokens(files.config),
+        BATCH_CHUNKS,
+    )
 
 
-def native_bytes(files: ModelFiles, expand: int = 0) -> int:
-    """Bytes of weights that the native core holds: as stored, or expanded to `expand` bytes each.
+class NativeBytes(NamedTuple):
+    """Bytes of weights in the native core. resident: those that are there from the beginning. experts: those that are
+    packed when a token is first routed to them, and forgotten again when memory is short. active: of these, the ones
+    that a single token needs."""
 
-    Experts in a mapped file are packed when a token is first routed to them, and given up again when memory is short:
-    of those, the ones of a single token are counted. The image encoder is not loaded.
-    """
-    from herder.weights.names import EXPERTS, Role
+    resident: int
+    experts: int
+    active: int
 
-    def size(tensor: TensorSource) -> int:
-        return tensor.rows * tensor.cols * expand or tensor.bytes
 
-    experts = files.config.experts
-    total = 0
+def native_bytes(files: ModelFiles, dtype: str = "auto") -> NativeBytes:
+    """What the native core would hold of a model: packed, quantized weights take up to an eighth more than stored,
+    because scales that are computed with are wider; float32 expands everything."""
+    from herder.runtime.packing import lazy, wanted
+
+    resident = experts = 0
     for tensor in files.tensors:
-        if tensor.role == Role.VISION:
+        if not wanted(tensor, files.config):
             continue
-        if tensor.role in EXPERTS and tensor.make is None and experts is not None:
-            total += size(tensor) * experts.active // experts.count
+        size = tensor.bytes * 9 // 8 if tensor.format.quantized else tensor.bytes
+        if dtype == "float32":
+            size = 4 * tensor.rows * tensor.cols
+        if lazy(tensor):
+            experts += size
         else:
-            total += size(tensor)
-    return total
+            resident += size
+    moe = files.config.experts
+    return NativeBytes(resident, experts, experts * moe.active // moe.count if moe is not None else 0)
 
 
 def _torch(files: ModelFiles, dtype: str, device: str, threads: int) -> Mechanism:
@@ -154,7 +173,7 @@ def _torch(files: ModelFiles, dtype: str, device: str, threads: int) -> Mechanis
     kind = torch.choose_dtype(dtype, place, files)
 
     def start(kv: KVPlan, progress: Callable[[int, int], None] | None) -> Executor:
-        executor = torch.load_model(
+        return torch.load_model(
             files,
             context=kv.context,
             kv_pages=kv.pages,
@@ -164,8 +183,6 @@ def _torch(files: ModelFiles, dtype: str, device: str, threads: int) -> Mechanis
             threads=threads,
             progress=progress,
         )
-        files.close()  # everything is copied
-        return executor
 
     return Mechanism(
         sum(tensor.rows * tensor.cols for tensor in files.tensors) * kind.itemsize,

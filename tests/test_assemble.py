@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import herder
-from herder.assemble import CHAT_SAMPLING, Background, load, recommended_sampling
+from herder.assemble import CHAT_SAMPLING, Background, load, native_bytes, recommended_sampling
 from herder.core import machine
 from herder.core.errors import (
     ModelFileError,
@@ -20,7 +20,9 @@ from herder.core.errors import (
 )
 from herder.core.request import Sampling
 from herder.runtime.native import NativeExecutor
-from tests.tiny import write_tiny_gguf, write_tiny_hf
+from herder.weights.source import open_model
+from tests.tiny import tiny_config, write_tiny_gguf, write_tiny_hf
+from tests.tiny_moe import llama4, mixtral
 
 
 def test_wrong_arguments_are_refused_before_anything_is_opened() -> None:
@@ -108,6 +110,32 @@ def test_both_runtimes_give_the_same_logits(path: Path, tmp_path: Path) -> None:
             ids = list(range(3, 90))
             np.testing.assert_allclose(torch.logits(ids), native.logits(ids), atol=1e-4)
             assert torch.generate(ids, max_tokens=9).tokens == native.generate(ids, max_tokens=9).tokens
+
+
+def test_a_store_for_the_layers_of_bounded_reach_changes_nothing(tmp_path: Path) -> None:
+    made = write_tiny_hf(tmp_path / "llama4", **llama4(chunk=48, context=4096))
+    ids = [index * 7 % 200 for index in range(300)]
+    with herder.load(made.path, context=4096) as two, herder.load(made.path, context=2048) as one:
+        assert (one.engine.limits.local_pages, two.engine.limits.pages) == (0, 128)
+        # A chunk touches 3 pages, a batch 16, and 64 sequences may run.
+        assert two.engine.limits.local_pages == 3 + 16 + 64
+        options = {"max_tokens": 200, "temperature": 1.0, "seed": 1, "ignore_eos": True}
+        assert two.generate(ids, **options).tokens == one.generate(ids, **options).tokens
+        assert two.generate(ids, **options).usage.cached_tokens == 288
+        assert two.logits(ids).tobytes() == one.logits(ids).tobytes()
+        assert two.engine.stats().local_pages_used == 0
+
+
+def test_of_lazy_experts_a_models_need_counts_those_of_one_token(tmp_path: Path) -> None:
+    config = tiny_config(**mixtral(experts=8, active=2))
+    made = write_tiny_hf(tmp_path / "mixtral", dtype="BF16", **mixtral(experts=8, active=2))
+    with open_model(made.path) as files:
+        need = native_bytes(files)
+        assert need.experts == 2 * 3 * 8 * config.layers * config.dim * 96
+        assert need.active == need.experts // 4
+        assert need.resident + need.experts == sum(tensor.bytes for tensor in files.tensors)
+        wide = native_bytes(files, "float32")
+        assert wide.resident + wide.experts == 4 * config.parameters and wide.experts == 2 * need.experts
 
 
 @pytest.mark.oracle

@@ -48,6 +48,7 @@ def _open(parsed: Parsed) -> ModelFiles:
 
 
 def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
+    from herder.assemble import native_bytes
     from herder.core import machine
     from herder.core.batch import PAGE_TOKENS
     from herder.engine.engine import Engine
@@ -64,10 +65,9 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
     if max(plan.streams) > BATCH_CHUNKS:
         raise UsageError(f"--streams has {max(plan.streams)}: at most {BATCH_CHUNKS} run at once")
     per_value = 4 if parsed.dtype == "float32" else 2
-    stored = sum(tensor.bytes for tensor in files.tensors)
-    # Packed, quantized weights take up to an eighth more than stored: scales that are computed with are wider.
-    weights = stored * 9 // 8 if parsed.dtype == "auto" else 4 * config.parameters
-    _require_memory(weights, config.kv_bytes(PAGE_TOKENS * plan.pages, per_value), machine.memory().available)
+    weights = native_bytes(files, parsed.dtype)
+    kv = config.kv_bytes(PAGE_TOKENS * plan.pages, per_value)
+    _require_memory(weights.resident + weights.active, kv, machine.memory().available)
     with transfer() as progress:
         executor = load_model(
             files,

@@ -97,17 +97,17 @@ def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress |
     from: their owner closes them after the model is freed. Raises ModelFileError, UnsupportedModel or OutOfMemory."""
     config = files.config
     numbers = _numbers(config)
-    tensors = [tensor for tensor in files.tensors if _wanted(tensor, config)]
+    tensors = [tensor for tensor in files.tensors if wanted(tensor, config)]
     total, done = sum(tensor.bytes for tensor in tensors), 0
     error = abi.Error()
     error_at = ctypes.addressof(error)
     kept: dict[MappedFile, MappedFile] = {}
     try:
         for tensor in files.load():
-            if not _wanted(tensor, config):
+            if not wanted(tensor, config):
                 continue
-            lazy = tensor.role in EXPERTS and isinstance(tensor.file, MappedFile) and tensor.row_map is None
-            if lazy and isinstance(tensor.file, MappedFile) and tensor.file not in kept:
+            later = lazy(tensor)
+            if later and isinstance(tensor.file, MappedFile) and tensor.file not in kept:
                 kept[tensor.file] = tensor.file.share()
             made = tensor.make() if tensor.make is not None else None
             rows = min(tensor.rows, config.vocab) if tensor.role == Role.EMBED else tensor.rows
@@ -122,12 +122,12 @@ def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress |
                 bytes=tensor.bytes // tensor.rows * rows,
                 row_map=None if tensor.row_map is None else tensor.row_map.buffer_info()[0],
                 turned=tensor.turned,
-                lazy=lazy,
+                lazy=later,
             )
             status = core.hd_model_tensor(handle, ctypes.addressof(given), error_at)
             if status:
                 abi.fail(status, error, ModelFileError)
-            if not lazy:
+            if not later:
                 tensor.release()
             done += tensor.bytes
             if progress is not None:
@@ -151,7 +151,13 @@ def _numbers(config: ModelConfig) -> list[int]:
     return numbers
 
 
-def _wanted(tensor: TensorSource, config: ModelConfig) -> bool:
+def wanted(tensor: TensorSource, config: ModelConfig) -> bool:
+    """Whether the core has the tensor at all."""
     if tensor.role == Role.VISION:
         return False
     return tensor.role not in PER_LAYER or not config.plan[tensor.layer].cross
+
+
+def lazy(tensor: TensorSource) -> bool:
+    """Whether the core packs the tensor only when a token is routed to its expert."""
+    return tensor.role in EXPERTS and isinstance(tensor.file, MappedFile) and tensor.row_map is None
