@@ -155,7 +155,7 @@ def _vision(keys: Fields) -> Llama4Vision:
     tile, patch = side(keys, "image_size"), side(keys, "patch_size")
     dim, heads = keys.integer("hidden_size", high=MAX_WIDTH), keys.integer("num_attention_heads", high=MAX_WIDTH)
     shuffle = keys.number("pixel_shuffle_ratio", 0.5)
-    rope = read_rope(keys, (tile // patch) ** 2)
+    rope = read_rope(keys, max(1, tile // patch) ** 2)
     if rope.kind != "default":
         raise UnsupportedModel(
             f"{keys.where}: {keys.prefix}rope_parameters is of type {rope.kind}: only default is known"
@@ -172,13 +172,9 @@ def _vision(keys: Fields) -> Llama4Vision:
         shuffle=shuffle,
         rope_theta=rope.theta,
     )
-    grid = tile // patch
-    if (
-        tile % patch
-        or dim % (4 * heads)
-        or grid * shuffle != int(grid * shuffle)
-        or round(dim / shuffle**2) != vision.ffn_dim
-    ):
+    grid = tile // patch * shuffle
+    even = tile % patch == 0 and dim % (4 * heads) == 0 and shuffle <= 1 and grid >= 1 and grid == int(grid)
+    if not even or round(dim / shuffle**2) != vision.ffn_dim:
         raise ModelFileError(
             f"{keys.where}: {keys.prefix}image_size {tile}, patch_size {patch}, hidden_size {dim}, num_attention_heads "
             f"{heads}, pixel_shuffle_ratio {shuffle:g} and intermediate_size {vision.ffn_dim} do not fit together"
