@@ -69,25 +69,22 @@ def vision_inputs(images: Sequence[Image], most: int = 4) -> dict[str, Any]:
     }
 
 
-def expected(theirs: Any, ids: Sequence[int], images: Sequence[Image]) -> Floats:
-    """Logits, with the cross-attention mask of transformers' own processor."""
+def cross_mask(ids: Sequence[int], token: int, tiles: Sequence[int]) -> Any:
+    """transformers' own cross-attention mask, (1, tokens, images, 4)."""
     import torch
     from transformers.models.mllama import processing_mllama as processing
 
-    ranges = [processing.get_cross_attention_token_mask(list(ids), checkpoints.MLLAMA_IMAGE)]
-    tiles = [[len(image.pixels) for image in images]]
-    mask = processing.convert_sparse_cross_attention_mask_to_dense(ranges, tiles, 4, len(ids))
+    ranges = [processing.get_cross_attention_token_mask(list(ids), token)]
+    return torch.from_numpy(processing.convert_sparse_cross_attention_mask_to_dense(ranges, [list(tiles)], 4, len(ids)))
+
+
+def expected(theirs: Any, ids: Sequence[int], images: Sequence[Image]) -> Floats:
+    import torch
+
+    mask = cross_mask(ids, checkpoints.MLLAMA_IMAGE, [len(image.pixels) for image in images])
     with torch.inference_mode():
-        found: Floats = (
-            theirs(
-                input_ids=torch.tensor([list(ids)]),
-                cross_attention_mask=torch.from_numpy(mask),
-                **vision_inputs(images),
-            )
-            .logits[0]
-            .float()
-            .numpy()
-        )
+        output = theirs(input_ids=torch.tensor([list(ids)]), cross_attention_mask=mask, **vision_inputs(images))
+    found: Floats = output.logits[0].float().numpy()
     return found
 
 
