@@ -147,9 +147,8 @@ class BatchCache:
         for row, (index, first, end) in enumerate(zip(members, first_pages, ends, strict=True)):
             held = tables[index][first : -(-end // PAGE_TOKENS)]
             table[row, : len(held)] = held
-            table[row, len(held) :] = held[
-                0
-            ]  # hidden by the mask: a page of its own, so that nobody else's NaN gets in
+            # The mask hides the rest, but multiplies it by 0: one of its own, so that nobody else's NaN gets in.
+            table[row, len(held) :] = held[0]
         mask, causal = None, False
         if len(members) == 1 and not plan.local and (starts[0] == 0 or count == 1):
             causal = count > 1
