@@ -168,6 +168,37 @@ def test_logits_are_those_of_metas_module(witness: Witness, parts: Any) -> None:
             np.testing.assert_allclose(vision.logits(model, ids, images, step), expected, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_shards_load_as_the_whole(witness: Witness, tmp_path: Path, ranks: int) -> None:
+    """Split by Meta's resharding code, but for two tensors that it leaves whole and Meta's layers do not."""
+    import torch
+    from llama_models.checkpoint import reshard_mp
+
+    params = {**PARAMS, "n_kv_heads": 4}
+    state = {name: value.clone() for name, value in witness.model.state_dict().items()}
+    for layers in ("layers.{}", "cross_attention_layers.{}"):
+        for layer in range(PARAMS["n_layers"]):
+            for part in "kv":  # four heads, so that four ranks can share them
+                name = f"text_model.{layers.format(layer)}.attention.w{part}.weight"
+                if name in state:
+                    state[name] = state[name].repeat(2, 1)
+    for directory, shards in (
+        (tmp_path / "whole", [state]),
+        (tmp_path / "split", [reshard_mp([state], ranks, rank) for rank in range(ranks)]),
+    ):
+        directory.mkdir()
+        (directory / "params.json").write_text(json.dumps(params))
+        for rank, shard in enumerate(shards):
+            for name in ("text_model.learnable_embedding.weight", "vision_model.vision_projection.bias"):
+                shard[name] = state[name].chunk(len(shards))[rank].clone() if len(shards) > 1 else state[name]
+            torch.save(shard, directory / f"consolidated.{rank:02d}.pth")
+    found = []
+    for name in ("whole", "split"):
+        with open_model(tmp_path / name) as files:
+            found.append({tensor.name: bytes(tensor.view()) for tensor in files.load()})
+    assert found[0] == found[1]
+
+
 def test_the_published_sizes(witness: Witness) -> None:
     """The constants, put back: 11B with its eight cross-attention layers, as Hugging Face counts them."""
     published = replace(VISION, dim=1280, layers=32, global_layers=8, heads=16, ffn_dim=5120, taps=(3, 7, 15, 23, 30))
