@@ -148,6 +148,23 @@ class LLM:
         answer = AsyncCompletionStream(self.engine.submit_async(request), assembly)
         return answer if stream else await answer.result()
 
+    def infill(
+        self, prefix: str, suffix: str, *, suffix_first: bool = False, **options: Unpack[Options]
+    ) -> CompletionStream:
+        """What belongs between two pieces of code, as Code Llama fills it in: a stream, whose result() waits for the
+        whole. suffix_first: the suffix stands first in the prompt (SPM), and not the prefix (PSM). Greedy unless the
+        options say otherwise. Raises UnsupportedModel when the model's vocabulary has no tokens for it.
+        """
+        request, assembly = self._generation(self._infilling(prefix, suffix, suffix_first), options)
+        return CompletionStream(self.engine.submit(request), assembly)
+
+    async def ainfill(
+        self, prefix: str, suffix: str, *, suffix_first: bool = False, **options: Unpack[Options]
+    ) -> AsyncCompletionStream:
+        """infill() for asyncio: `await` it, then `async for` over what it gave, or `await` its result()."""
+        request, assembly = self._generation(self._infilling(prefix, suffix, suffix_first), options)
+        return AsyncCompletionStream(self.engine.submit_async(request), assembly)
+
     @overload
     def chat(
         self,
@@ -280,6 +297,11 @@ class LLM:
         if isinstance(text, str):
             return tuple(self.tokenizer.encode(text, bos=self.tokenizer.add_bos))
         return tuple(int(token) for token in text)
+
+    def _infilling(self, prefix: str, suffix: str, suffix_first: bool) -> list[int]:
+        from herder.chat.codellama import infill_prompt
+
+        return infill_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first).encode(self.tokenizer)
 
     def _generation(self, prompt: Prompt, options: Options) -> tuple[Request, Assembly]:
         request, stops = self._request(self._tokens(prompt), options, Sampling())

@@ -34,10 +34,11 @@ if TYPE_CHECKING:
 def run(parsed: Parsed) -> int:
     if parsed.logprobs is not None and not parsed.json:
         raise UsageError("--logprobs needs --json: the streamed text has no place for them")
-    if parsed.raw:
+    plain = "--raw" if parsed.raw else "--suffix" if parsed.suffix is not None else None
+    if plain is not None:
         for name in ("system", "template", "chat_format", "image"):
             if getattr(parsed, name):
-                raise UsageError(f"--raw uses no chat format: leave out --{name.replace('_', '-')}, or --raw")
+                raise UsageError(f"{plain} uses no chat format: leave out --{name.replace('_', '-')}, or {plain}")
     options = sampling_options(parsed) | {"max_tokens": parsed.max_tokens, "stop": parsed.stop}
     template = read_template(parsed.template)
     prompt = _prompt(parsed)
@@ -59,7 +60,7 @@ def _prompt(parsed: Parsed) -> str:
     """The argument, standard input, or the one, an empty line, and the other. Chats lose the newline at the end."""
     given = None if parsed.prompt == "-" else parsed.prompt
     piped = read_standard_input() if _piped(given) else ""
-    if not parsed.raw:
+    if not parsed.raw and parsed.suffix is None:
         piped = piped.rstrip("\n")
     prompt = "\n\n".join(part for part in (given, piped) if part)
     if not prompt:
@@ -87,6 +88,8 @@ def _piped(prompt: str | None) -> bool:
 
 
 def _start(llm: LLM, parsed: Parsed, prompt: str, options: dict[str, Any]) -> CompletionStream:
+    if parsed.suffix is not None:
+        return llm.infill(prompt, parsed.suffix, **options)
     if parsed.raw:
         return llm.generate(prompt, stream=True, **options)
     messages = [{"role": "system", "content": parsed.system}] if parsed.system is not None else []
@@ -172,6 +175,7 @@ COMMANDS = {
             SYSTEM,
             Option("--image", FILE, "An image before the prompt, for a vision model with --runtime torch", many=True),
             Option("--raw", None, "Continue the prompt as plain text, without the model's chat format"),
+            Option("--suffix", TEXT, "Fill the gap between the prompt and this text, with Code Llama"),
             *LIMITS,
             *SAMPLING,
             Option(

@@ -41,7 +41,7 @@ def _chat(files: ModelFiles) -> str | None:
 
     try:
         tokenizer = load_tokenizer(files.metadata if files.kind == "gguf" else files.path)
-        found = load_chat_format(tokenizer, files.chat_templates)
+        found = load_chat_format(tokenizer, files.chat_templates, model=files.name)
     except HerderError as error:
         return f"unusable: {error}"
     return None if found is None else found.name

@@ -86,6 +86,9 @@ class FakeLLM:
     def __exit__(self, *exc: object) -> None:
         self.closed = True
 
+    def infill(self, prefix: str, suffix: str, **options: Any) -> FakeStream:
+        return self._start([{"content": prefix}, {"content": suffix}], f"{prefix}...{suffix}", options)
+
     def chat(self, messages: list[dict[str, Any]], *, stream: bool, **options: Any) -> FakeStream:
         assert stream
         if self.chat_format is None:

@@ -127,6 +127,13 @@ def test_options_that_were_not_given_are_left_to_the_model(run: Run, llm: FakeLL
     assert seen in ({}, {"max_tokens": None, "stop": []})
 
 
+def test_a_gap_between_two_pieces_of_code(run: Run, llm: FakeLLM) -> None:
+    assert run("run", "fake", "--suffix", "):", "def f(").out == "You said: def f(...):\n"
+    assert llm.asked[0][0] == [{"content": "def f("}, {"content": "):"}]
+    refused = run("run", "fake", "--suffix", "):", "--system", "Be brief.", "def f(")
+    assert refused.code == 2 and "--suffix uses no chat format: leave out --system, or --suffix" in refused.err
+
+
 def test_a_template_file(run: Run, llm: FakeLLM, tmp_path: object) -> None:
     path = f"{tmp_path}/template.jinja"
     with open(path, "w", encoding="utf-8") as file:
