@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.oracle import activations, activations_moe, checkpoints, ours
+from tests.oracle import activations, activations_moe, ours
 from tests.oracle.test_torch_moe import MODELS, TOLERANCE, prompt
 
 pytestmark = pytest.mark.oracle
