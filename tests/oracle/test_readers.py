@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from herder.core.errors import HerderError
 from herder.weights.names import Role
 from herder.weights.source import TensorSource, open_model
 from tests.oracle import checkpoints
@@ -90,6 +91,43 @@ def undone(rows: NDArray[Any], heads: int) -> NDArray[Any]:
     back = np.empty_like(rows)
     back[order] = rows
     return back
+
+
+WRONG: dict[str, tuple[str, Callable[[dict[str, Any]], Any], str]] = {
+    "missing": ("llama4", lambda t: t.pop("vision_model.class_embedding"), r"vision_model\.class_embedding is missing"),
+    "block": ("llama4", lambda t: t.pop("vision_model.model.layers.1.mlp.fc2.bias"), r"mlp\.fc2\.bias is missing"),
+    "extra": (
+        "llama4", lambda t: t.update({"vision_model.new.weight": t["vision_model.class_embedding"].clone()}),
+        "'vision_model.new.weight' belongs to no image encoder",
+    ),
+    "shape": (
+        "mllama", lambda t: t.update({"multi_modal_projector.bias": t["multi_modal_projector.bias"][:32].clone()}),
+        r"multi_modal_projector\.bias has shape 32, but config\.json asks for 64",
+    ),
+    "gate": ("mllama", lambda t: t.pop("language_model.model.layers.1.cross_attn_attn_gate"), "attn_gate is missing"),
+    "self attention": (
+        "mllama", lambda t: t.update({
+            name.replace("cross_attn.", "self_attn."): t.pop(name) for name in list(t) if "1.cross_attn.q_proj" in name
+        }), r"1\.cross_attn\.q_proj\.weight is missing",
+    ),
+    "embedding": (
+        "mllama", lambda t: t.update({EMBED: t[EMBED][:288].clone()}), "288 x 64, but config.json asks for 296 x 64",
+    ),
+}  # fmt: skip
+EMBED = "language_model.model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_image_encoders_and_cross_attention_that_do_not_fit_are_named(tmp_path: Path, case: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    kind, change, message = WRONG[case]
+    getattr(checkpoints, kind)(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(HerderError, match=message):
+        open_model(tmp_path)
 
 
 def test_the_row_order_of_llama4_is_the_interleaved_one(tmp_path: Path) -> None:

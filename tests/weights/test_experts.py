@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from herder.core.errors import HerderError, ModelFileError, UnsupportedModel
 from herder.weights.names import Role
 from herder.weights.source import open_model
 from tests.tiny import write_tiny_gguf, write_tiny_hf
@@ -72,3 +75,109 @@ def test_experts_are_not_copied(tmp_path: Path) -> None:
                 assert tensor.make is None and tensor.file is not None and tensor.row_map is None
                 assert tensor.address == tensor.file.address(tensor.offset)
             assert all(t.turned == {Role.EXPERT_DOWN: 64}.get(t.role, 128) for t in experts) or model.kind == "gguf"
+
+
+# What does not fit the configuration
+
+Tensors = dict[str, Any]
+STACK = "model.layers.1.feed_forward.experts."
+MOE = "model.layers.0.block_sparse_moe."
+
+
+def _put(name: str, *shape: int) -> Callable[[Tensors], Any]:
+    return lambda tensors: tensors.update({name: np.zeros(shape, np.float32)})
+
+
+def _drop(name: str) -> Callable[[Tensors], Any]:
+    return lambda tensors: tensors.pop(name)
+
+
+def _move(name: str, other: str) -> Callable[[Tensors], Any]:
+    return lambda tensors: tensors.update({other: tensors.pop(name)})
+
+
+WRONG: dict[str, tuple[dict[str, Any], Callable[[Tensors], Any], type[HerderError], str]] = {
+    "router": (mixtral(), _drop(MOE + "gate.weight"), ModelFileError, r"mlp\.router\.weight is missing"),
+    "expert": (
+        mixtral(), _drop(MOE + "experts.3.w2.weight"), ModelFileError, r"experts\.3\.down_proj\.weight is missing",
+    ),
+    "fifth": (
+        mixtral(), _put(MOE + "experts.4.w1.weight", 96, 64), ModelFileError, r"experts\.4\.gate_proj.* not belong",
+    ),
+    "shape": (
+        mixtral(), _put(MOE + "experts.1.w1.weight", 64, 96), ModelFileError, "64 x 96, but config.json asks for 96 x",
+    ),
+    "router's shape": (mixtral(), _put(MOE + "gate.weight", 5, 64), ModelFileError, "5 x 64, .* asks for 4 x 64"),
+    "name": (
+        mixtral(), _put(MOE + "experts.0.w4.weight", 1), UnsupportedModel, r"experts\.0\.w4\.weight' is not known",
+    ),
+    "dense": (
+        mixtral(), _put("model.layers.0.mlp.up_proj.weight", 96, 64), ModelFileError, r"mlp\.up_proj\S+ does not belong",
+    ),
+    "twice": (
+        mixtral(), _put("model.layers.0.mlp.experts.0.gate_proj.weight", 96, 64), ModelFileError, "is there twice",
+    ),
+    "Llama 4's name in a Mixtral": (
+        mixtral(), _move(MOE + "gate.weight", "model.layers.0.feed_forward.router.weight"),
+        UnsupportedModel, "not known here",
+    ),
+    "stack": (llama4(), _drop(STACK + "gate_up_proj"), ModelFileError, r"experts\.0\.gate_proj\.weight is missing"),
+    "not turned": (llama4(), _put(STACK + "gate_up_proj", 4, 128, 64), ModelFileError, "asks for 4 x 64 x 128"),
+    "fewer": (
+        llama4(), _put(STACK + "down_proj", 3, 64, 64), ModelFileError, "3 x 64 x 64, but .* asks for 4 x 64 x 64",
+    ),
+    "stack in a dense layer": (
+        llama4(), _move(STACK + "down_proj", STACK.replace("1", "0") + "down_proj"), ModelFileError, "is missing",
+    ),
+    "bits": (
+        llama4(), lambda t: t.update({STACK + "down_proj": t[STACK + "down_proj"].astype(np.int8)}), UnsupportedModel,
+        "stored as I8; supported are F32, F16 and BF16",
+    ),
+    "shared": (
+        llama4(), _drop("model.layers.1.feed_forward.shared_expert.up_proj.weight"), ModelFileError,
+        r"shared_expert\.up_proj\.weight is missing",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_does_not_fit_is_named(tmp_path: Path, case: str) -> None:
+    shape, change, kind, message = WRONG[case]
+    directory = write_tiny_hf(tmp_path / "m", **shape).path
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(kind, match=message) as caught:
+        open_model(directory)
+    assert str(caught.value).startswith(str(directory)) and "\n" not in str(caught.value)
+
+
+def test_experts_stacked_as_transformers_has_them_in_memory(tmp_path: Path) -> None:
+    """Mixtral's gate_up_proj (experts, 2 ffn_dim, dim) and down_proj (experts, dim, ffn_dim): some tools save them."""
+    tiny = write_tiny_hf(tmp_path / "m", **mixtral())
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    for layer in range(2):
+        at = f"model.layers.{layer}.block_sparse_moe."
+        gate, up, down = (
+            np.stack([tensors.pop(f"{at}experts.{i}.{w}.weight") for i in range(4)]) for w in ("w1", "w3", "w2")
+        )
+        both = np.concatenate([gate, up], axis=1)
+        new = f"model.layers.{layer}.mlp."
+        tensors |= {f"{new}experts.gate_up_proj": both, f"{new}experts.down_proj": down}
+        tensors[f"{new}gate.weight"] = tensors.pop(f"{at}gate.weight")
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, file)
+    with open_model(tiny.path) as model:
+        assert_matches(model, tiny)
+
+
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+def test_the_text_model_under_the_names_it_has_in_a_larger_one(tmp_path: Path, prefix: str) -> None:
+    tiny = write_tiny_hf(tmp_path / "m", **llama4())
+    file = tiny.path / "model.safetensors"
+    tensors = {name.replace("model.", prefix, 1): value for name, value in load_file(file).items()}
+    if prefix.startswith("language"):
+        tensors["language_model.lm_head.weight"] = tensors.pop("lm_head.weight")
+    save_file(tensors, file)
+    with open_model(tiny.path) as model:
+        assert_matches(model, tiny)
