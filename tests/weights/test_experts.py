@@ -112,7 +112,7 @@ WRONG: dict[str, tuple[dict[str, Any], Callable[[Tensors], Any], type[HerderErro
         mixtral(), _put(MOE + "experts.0.w4.weight", 1), UnsupportedModel, r"experts\.0\.w4\.weight' is not known",
     ),
     "dense": (
-        mixtral(), _put("model.layers.0.mlp.up_proj.weight", 96, 64), ModelFileError, r"mlp\.up_proj\S+ does not belong",
+        mixtral(), _put("model.layers.0.mlp.up_proj.weight", 96, 64), ModelFileError, r"up_proj\S+ does not belong",
     ),
     "twice": (
         mixtral(), _put("model.layers.0.mlp.experts.0.gate_proj.weight", 96, 64), ModelFileError, "is there twice",
