@@ -50,6 +50,23 @@ def test_agrees_with_transformers(tmp_path: Path, name: str) -> None:
             np.testing.assert_allclose(stepwise, theirs["logits"], atol=TOLERANCE, err_msg=f"{step} tokens at a time")
 
 
+@pytest.mark.parametrize("name", ["mixtral, window", "llama 4, every layer"])
+def test_the_public_api_gives_the_same_logits(tmp_path: Path, name: str) -> None:
+    """Through the engine, which may give the layers of bounded reach a KV store of their own."""
+    import torch
+
+    import herder
+
+    make, changes = MODELS[name]
+    reference, ids = make(tmp_path, seed=3, **changes), prompt(4) + prompt(5) + prompt(6)
+    with torch.inference_mode():
+        theirs = reference(torch.tensor([ids])).logits[0].numpy()
+    with herder.load(tmp_path, runtime="torch", device="cpu", dtype="float32", kv_memory=1 << 20) as llm:
+        np.testing.assert_allclose(llm.logits(ids), theirs, atol=TOLERANCE)
+        best = llm.generate(ids, max_tokens=1, temperature=0.0, ignore_eos=True).tokens
+    assert best == (int(theirs[-1].argmax()),)
+
+
 def test_the_witness_reports_what_we_report(tmp_path: Path) -> None:
     """Otherwise a new activation would never be compared."""
     ids = prompt(2)
