@@ -66,7 +66,7 @@ def open_meta(directory: Path) -> ModelFiles:
         embedding = ranks.pieces(prefix + names_meta.EMBEDDING)
         tied = _tied(ranks, prefix)
         config = config_from_meta(
-            where, params, vocab=_vocab(where, params, embedding), tied=tied, name=name_of(directory)
+            where, params, vocab=_vocab(directory, params, embedding), tied=tied, name=name_of(directory)
         )
         check_shape_sanity(where, config)
         quantized = _quantized(directory, params, config, ranks, opened)
@@ -177,18 +177,29 @@ def _quantized(
     return Scales(kinds[0], config, ranks, scales)
 
 
-def _vocab(where: str, params: dict[str, Any], embedding: list[Window]) -> int:
-    """Rows of the embedding: split over the ranks by rows (Llama 3, 4) or by columns (before)."""
+def _vocab(directory: Path, params: dict[str, Any], embedding: list[Window]) -> int:
+    """Rows of the embedding: split over the ranks by rows (Llama 3, 4) or by columns (before). Raises ModelNotFound
+    where the ranks hold a part of what params.json says."""
     inner = params.get("model", params)
-    dim = inner.get("dim") if isinstance(inner, dict) else None
-    rows, cols = sum(piece.rows for piece in embedding), sum(piece.cols for piece in embedding)
-    if embedding[0].cols == dim:
-        return rows
+    keys = inner if isinstance(inner, dict) else {}
+    dim, vocab, count = keys.get("dim"), keys.get("vocab_size"), len(embedding)
+    rows, cols = embedding[0].rows, embedding[0].cols
     if cols == dim:
-        return embedding[0].rows
-    raise ModelFileError(
-        f"{where}: dim is {short(dim)}, but the embedding has {embedding[0].cols} columns on each rank"
-    )
+        rows = rows if rows == vocab else rows * count  # or the same on each rank
+        whole, part = vocab, rows
+    elif cols * count == dim:
+        whole, part = dim, dim
+    else:
+        whole, part = dim, cols * count
+    if type(whole) is int and 0 < part < whole and whole % part == 0:
+        raise ModelNotFound(
+            f"{directory} has {count} of {whole // part * count} files consolidated.NN.pth: download the others too"
+        )
+    if cols != dim and cols * count != dim:
+        raise ModelFileError(
+            f"{directory / 'params.json'}: dim is {short(dim)}, but the embedding has {cols} columns on each rank"
+        )
+    return rows
 
 
 def _tied(ranks: Ranks, prefix: str) -> bool:
