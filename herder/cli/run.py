@@ -20,6 +20,7 @@ from herder.cli.generation import (
     sampling_options,
     start_chat,
 )
+from herder.cli.images import image_part
 from herder.cli.pull import JSON, MODEL_ARGUMENT
 from herder.cli.terminal import harmless, note, print_json, read_standard_input
 from herder.core.errors import UsageError
@@ -41,11 +42,12 @@ def run(parsed: Parsed) -> int:
                 raise UsageError(f"{plain} uses no chat format: leave out --{name.replace('_', '-')}, or {plain}")
     options = sampling_options(parsed) | {"max_tokens": parsed.max_tokens, "stop": parsed.stop}
     template = read_template(parsed.template)
+    images = [image_part(path) for path in parsed.image]
     prompt = _prompt(parsed)
     started = time.monotonic()
     with loaded(parsed.model, parsed, template=template) as llm:
         ready = time.monotonic() - started
-        with _start(llm, parsed, prompt, options) as stream:
+        with _start(llm, parsed, prompt, images, options) as stream:
             if not parsed.json:
                 _print(stream)
             completion = stream.result()
@@ -87,16 +89,15 @@ def _piped(prompt: str | None) -> bool:
     return stat.S_ISFIFO(mode) or stat.S_ISREG(mode)
 
 
-def _start(llm: LLM, parsed: Parsed, prompt: str, options: dict[str, Any]) -> CompletionStream:
+def _start(
+    llm: LLM, parsed: Parsed, prompt: str, images: list[dict[str, Any]], options: dict[str, Any]
+) -> CompletionStream:
     if parsed.suffix is not None:
         return llm.infill(prompt, parsed.suffix, **options)
     if parsed.raw:
         return llm.generate(prompt, stream=True, **options)
     messages = [{"role": "system", "content": parsed.system}] if parsed.system is not None else []
-    content: Any = prompt
-    if parsed.image:
-        images = [{"type": "image", "image": path} for path in parsed.image]
-        content = [*images, {"type": "text", "text": prompt}]
+    content: Any = [*images, {"type": "text", "text": prompt}] if images else prompt
     return start_chat(llm, parsed.model, [*messages, {"role": "user", "content": content}], options)
 
 

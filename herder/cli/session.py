@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from herder.cli.conversation import Conversation
 from herder.cli.generation import start_chat
+from herder.cli.images import image_part
 from herder.core.errors import UsageError
 from herder.core.sizes import count_text
 
@@ -83,16 +83,10 @@ class Session:
 
     def attach(self, path: str) -> None:
         """Adds an image to the next message. Raises UsageError for a file that is none, or a model that cannot see."""
-        from herder.chat.images import read
-        from herder.images.header import read_header
-
         if not self.llm.sees:
             name = self.conversation.model
             raise UsageError(f"{name} takes no images as it is loaded: only vision models do, with --runtime torch")
-        data = read(path, path, files=True)
-        kind = read_header(data, path).format.lower()
-        url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-        self.images.append({"type": "image_url", "image_url": {"url": url}})
+        self.images.append(image_part(path))
 
     def _content(self, text: str) -> str | list[dict[str, Any]]:
         return [*self.images, {"type": "text", "text": text}] if self.images else text

@@ -83,7 +83,11 @@ def test_a_saved_conversation_with_a_broken_image_is_refused(run: Run, tmp_path:
 def test_run_shows_images_before_the_prompt(run: Run, llm: FakeLLM, photo: Path) -> None:
     assert run("run", "fake", "What is it?", "--image", str(photo), "--image", str(photo)).code == 0
     [([message], _)] = llm.asked
-    assert [part["type"] for part in message["content"]] == ["image", "image", "text"]
+    image = {"type": "image_url", "image_url": {"url": url(photo)}}
+    assert message["content"] == [image, image, {"type": "text", "text": "What is it?"}]
+    photo.write_bytes(b"nothing of the kind")
+    result = run("run", "fake", "What is it?", "--image", str(photo))
+    assert result.code == 2 and "is not in a known image format" in result.err and len(llm.asked) == 1
     assert run("run", "fake", "--raw", "text", "--image", str(photo)).err.startswith(
         "herder: --raw uses no chat format"
     )
