@@ -16,9 +16,9 @@ from herder.core.config import ModelConfig
 from herder.core.errors import UnsupportedModel, UsageError
 from herder.formats import table
 from herder.formats.table import BY_NAME, Format
+from herder.weights.catalogue import VECTORS, matrix_format, published
 from herder.weights.mapping import OwnedBytes
-from herder.weights.names import Place, Role, canonical_name
-from herder.weights.shapes import shape_config
+from herder.weights.names import Place, canonical_name
 from herder.weights.source import ModelFiles, TensorSource, required, shape_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 STANDARD_DEVIATION = 0.02
 _POOL = 4096  # different blocks of a format; a tensor draws from them
-_VECTORS = frozenset({Role.FINAL_NORM, Role.ATTN_NORM, Role.FFN_NORM})
 
 # Where a block's float16 scale lies, and the one of the offset beside it.
 _SCALES: dict[Format, tuple[int, int | None]] = {
@@ -76,7 +75,7 @@ class SyntheticFiles(ModelFiles):
         pools: dict[int, Blocks] = {}
         for tensor in self.tensors:
             form = tensor.format
-            if tensor.role in _VECTORS:
+            if tensor.rows == 1:
                 data = np.ones(tensor.cols, np.float32).view(np.uint8)
             else:
                 pool = pools.setdefault(form.id, _pool(form, generator))
@@ -95,7 +94,7 @@ def synthetic(name: str) -> SyntheticFiles:
     a format whose blocks do not divide the shape's rows.
     """
     shape, at, wanted = name.partition("@")
-    config = shape_config(shape)
+    config = published(shape).config
     form = BY_NAME.get(wanted.upper())
     if not at or form is None or (form.quantized and form not in _SCALES):
         known = [other.name.lower() for other in table.FORMATS if not other.quantized or other in _SCALES]
@@ -113,11 +112,7 @@ def synthetic(name: str) -> SyntheticFiles:
 def _tensor(place: Place, config: ModelConfig, matrices: Format) -> TensorSource:
     role = place.role
     rows, cols = shape_of(role, config)
-    form = matrices
-    if role in _VECTORS or role is Role.ROUTER:
-        form = table.F32
-    elif role in (Role.EMBED, Role.HEAD) and matrices.bits_per_weight < 6:
-        form = table.Q6_K if table.Q6_K.whole_blocks(cols) else table.Q8_0
+    form = table.F32 if role in VECTORS else matrix_format(role, cols, matrices)
     return TensorSource(
         name=canonical_name(*place),
         role=role,

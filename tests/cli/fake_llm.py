@@ -11,7 +11,7 @@ from herder.completion import Completion
 from herder.core.config import ModelConfig
 from herder.core.errors import ContextOverflow, UnsupportedModel
 from herder.core.request import FinishReason, Sampling, Timings, TokenLogprob, Usage
-from herder.weights.shapes import shape_config
+from herder.weights.catalogue import published
 
 
 class FakeTokenizer:
@@ -72,7 +72,7 @@ class FakeLLM:
         self.name = name
         self.answer = answer
         self.tokenizer = FakeTokenizer()
-        self.config: ModelConfig = shape_config("smollm2-135m")
+        self.config: ModelConfig = published("smollm2-135m").config
         self.context = 200
         self.chat_format: object = "fake"
         self.sees = True
