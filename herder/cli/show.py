@@ -52,15 +52,15 @@ def _lines(summary: Summary, chat: str) -> list[tuple[str, str]]:
     rope = f"{config.rope.kind}, theta {config.rope.theta:g}"
     if config.rope.factor != 1:
         rope += f", factor {config.rope.factor:g}"
-    windows = sorted({layer.window for layer in config.plan if layer.window is not None})
     lines = [
         ("name", summary.name),
         ("architecture", config.architecture),
-        ("parameters", f"{count_text(summary.parameters)} ({summary.parameters:,})"),
+        ("parameters", _parameters(summary)),
         ("layers", f"{config.layers} of dimension {config.dim}, feed-forward {config.ffn_dim}"),
+        *_kinds(summary),
         ("heads", f"{config.heads} of {config.head_dim}, {config.kv_heads} for keys and values"),
         ("vocabulary", f"{config.vocab} tokens, " + ("head tied to the embedding" if config.tied else "own head")),
-        ("context", f"{config.context} tokens" + (f", window {windows[0]}" if windows else "")),
+        ("context", f"{config.context} tokens"),
         ("rope", rope),
         ("size", f"{bytes_text(summary.file_bytes)}, {summary.bits_per_weight:.2f} bits per weight"),
         ("types", ", ".join(f"{s.tensors} {s.name} ({bytes_text(s.bytes)})" for s in summary.formats)),
@@ -71,6 +71,31 @@ def _lines(summary: Summary, chat: str) -> list[tuple[str, str]]:
     for context, kv in summary.kv_bytes:
         total = summary.file_bytes + kv
         lines.append(("memory", f"{bytes_text(total)} at {context} tokens: file and {bytes_text(kv)} of KV cache"))
+    return lines
+
+
+def _parameters(summary: Summary) -> str:
+    text = f"{count_text(summary.parameters)} ({summary.parameters:,})"
+    if summary.config.experts is not None:
+        text += f", {count_text(summary.active_parameters)} active"
+    if summary.vision_parameters:
+        text += f", {count_text(summary.vision_parameters)} of them for images"
+    return text
+
+
+def _kinds(summary: Summary) -> list[tuple[str, str]]:
+    """What a dense model of full attention has nothing of: kinds of layers, experts, images."""
+    from herder.weights.summary import describe
+
+    config, lines = summary.config, []
+    if len(summary.layers) > 1 or describe(summary.layers[0][0]) != "full attention":
+        lines += [("attention", "; ".join(f"{count} x {describe(plan)}" for plan, count in summary.layers))]
+    if (moe := config.experts) is not None:
+        shared = f" and a shared one of {moe.shared_ffn_dim}" if moe.shared_ffn_dim else ""
+        lines += [("experts", f"{moe.active} of {moe.count} of {moe.ffn_dim}{shared}, by {moe.router}")]
+    if (vision := config.vision) is not None:
+        tiles = f"up to {vision.max_tiles} tiles of {vision.tile} x {vision.tile} pixels"
+        lines += [("images", f"{tiles}, {vision.layers} layers of dimension {vision.dim}")]
     return lines
 
 
@@ -85,6 +110,8 @@ def _document(model: str, summary: Summary) -> dict[str, Any]:
         "file_bytes": summary.file_bytes,
         "licence": summary.licence,
         "parameters": summary.parameters,
+        "active_parameters": summary.active_parameters,
+        "vision_parameters": summary.vision_parameters,
         "bits_per_weight": summary.bits_per_weight,
         "types": [dataclasses.asdict(share) for share in summary.formats],
         "chat_template": summary.template,

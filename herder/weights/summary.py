@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from herder.core.config import ModelConfig
+from herder.core.config import LayerPlan, ModelConfig
+from herder.weights.names import Role
 from herder.weights.source import ModelFiles
 
 KV_BYTES_PER_VALUE = 2  # float16 and bfloat16
@@ -23,8 +25,11 @@ class FormatShare:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """parameters: weights in the files (a tied head is there once). bits_per_weight: of all tensors together.
-    formats: largest first. template: first non-empty line of the default chat template, or None without one.
+    """parameters: weights in the files (a tied head is there once). active_parameters: those of the language model that
+    one token's computation reads; with experts, fewer than all. vision_parameters: those of the image encoder and its
+    projector, 0 without one. bits_per_weight: of all tensors together, as they are loaded. formats: largest first.
+    layers: the kinds of layers and how many there are of each, in the order of their first appearance.
+    template: first non-empty line of the default chat template, or None without one.
     kv_bytes: (context, bytes of KV cache at 2 bytes a value), one sequence, in the order asked for."""
 
     name: str
@@ -34,8 +39,11 @@ class Summary:
     licence: str
     config: ModelConfig
     parameters: int
+    active_parameters: int
+    vision_parameters: int
     bits_per_weight: float
     formats: tuple[FormatShare, ...]
+    layers: tuple[tuple[LayerPlan, int], ...]
     template: str | None
     templates: tuple[str, ...]
     kv_bytes: tuple[tuple[int, int], ...]
@@ -62,9 +70,25 @@ def summarize(model: ModelFiles, contexts: Sequence[int] = ()) -> Summary:
         licence=model.licence,
         config=config,
         parameters=parameters,
+        active_parameters=config.active_parameters,
+        vision_parameters=sum(t.rows * t.cols for t in model.tensors if t.role is Role.VISION),
         bits_per_weight=8 * sum(share.bytes for share in formats) / parameters,
         formats=tuple(sorted(formats, key=lambda share: -share.bytes)),
+        layers=tuple(Counter(config.plan).items()),
         template=lines[0].strip() if lines else None,
         templates=tuple(model.chat_templates),
         kv_bytes=tuple((n, config.kv_bytes(n, KV_BYTES_PER_VALUE)) for n in contexts or (config.context,)),
     )
+
+
+def describe(plan: LayerPlan) -> str:
+    """A kind of layer in words: `chunks of 8192, QK norm, experts`."""
+    if plan.cross:
+        return "attention to images"
+    reach = "full attention"
+    if plan.window is not None:
+        reach = f"window of {plan.window}"
+    elif plan.chunk is not None:
+        reach = f"chunks of {plan.chunk}"
+    said = {"no RoPE": not plan.rope, "QK norm": plan.qk_norm, "temperature": plan.temperature, "experts": plan.experts}
+    return ", ".join([reach, *(word for word, applies in said.items() if applies)])
