@@ -23,6 +23,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "list": Verb("models", "List the models on this machine"),
         "show": Verb("show", "Print a model's shape, types, size, licence and memory need"),
         "rm": Verb("models", "Delete a fetched model"),
+        "convert": Verb("convert", "Write a model in another format, weight by weight the same"),
     },
     "Look inside": {
         "tokenize": Verb("tokenize", "Turn text on standard input into token ids"),

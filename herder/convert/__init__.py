@@ -1,0 +1,1 @@
+"""A model from one format of files into another, weight by weight the same."""
