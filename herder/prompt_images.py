@@ -63,8 +63,8 @@ class PromptImages:
             )
         if not runs_images:
             raise UnsupportedModel(
-                f"{where} has an image, which {name} can see only on PyTorch: load it with runtime='torch' "
-                f"(pip install 'herder[torch]')"
+                f"{where} has an image, which {name} sees only on PyTorch: load it with runtime='torch' "
+                "(--runtime torch)"
             )
 
     def _parts(self, message: Message, where: str) -> Iterator[str | ImagePart]:
