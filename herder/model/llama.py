@@ -42,15 +42,16 @@ class Pass:
     temperature: Tensor | None
     cache: Cache | None
     images: Images | None
-    masks: dict[LayerPlan, Tensor] = field(default_factory=dict)
+    masks: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict)
 
     def mask(self, plan: LayerPlan) -> Tensor | None:
-        """visible() among the pass's own tokens, made once for layers of equal plan; None where it is just causal."""
+        """visible() among the pass's own tokens, made once for layers of equal reach; None where it is just causal."""
         if self.causal and not plan.local:
             return None
-        if plan not in self.masks:
-            self.masks[plan] = visible(plan, self.positions, self.positions)
-        return self.masks[plan]
+        reach = plan.window, plan.chunk
+        if reach not in self.masks:
+            self.masks[reach] = visible(plan, self.positions, self.positions)
+        return self.masks[reach]
 
 
 class RMSNorm(nn.Module):
