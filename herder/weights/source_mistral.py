@@ -15,14 +15,14 @@ from typing import NamedTuple
 
 from herder.core.config import ModelConfig
 from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
-from herder.weights.config_mistral import config_from_mistral, is_mistral
+from herder.weights.config_mistral import config_from_mistral
 from herder.weights.fields import short
 from herder.weights.mapping import MappedFile
 from herder.weights.names import Place, Role, canonical_name, interleaved_rows
 from herder.weights.ranks import Ranks, safe_windows, torch_windows
 from herder.weights.safetensors import SafeTensors
 from herder.weights.source import ModelFiles, check_complete, check_shape_sanity, required, shape_of
-from herder.weights.source_meta import name_of, open_meta, read_params, shard_paths
+from herder.weights.source_meta import name_of, read_params, shard_paths
 from herder.weights.torch_file import TorchFile
 from herder.weights.windows import Window, join
 
@@ -54,13 +54,6 @@ class _Stored(NamedTuple):
 
     name: str
     stacked: bool = False
-
-
-def open_params(directory: Path) -> ModelFiles:
-    """Opens a directory with a params.json, whoever's it is."""
-    if is_mistral(read_params(directory)):
-        return open_mistral(directory)
-    return open_meta(directory)
 
 
 def open_mistral(directory: Path) -> ModelFiles:

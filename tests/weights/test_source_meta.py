@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from herder.core.config import ModelConfig, Rope
 from herder.core.errors import HerderError, ModelFileError, ModelNotFound, UnsupportedModel
 from herder.weights.source import ModelFiles, TensorSource, open_model
+from herder.weights.source_meta import open_meta
 from tests.oracle import ours
 from tests.tiny import random_weights, tiny_config, write_tiny_gguf, write_tiny_hf
 from tests.weights.meta_files import (
@@ -193,9 +194,11 @@ def test_missing_files_are_named(two: Any) -> None:
     refused(directory, ModelFileError, r"has both consolidated\.pth and consolidated\.00\.pth")
     for path in directory.glob("*.pth"):
         path.unlink()
-    refused(directory, ModelNotFound, r"has params\.json but no consolidated\.00\.pth")
+    with pytest.raises(ModelNotFound, match=r"has params\.json but no consolidated\.00\.pth"):
+        open_meta(directory)
+    write_meta(directory, pieces, values)
     (directory / "params.json").unlink()
-    refused(directory, ModelNotFound, r"neither config\.json, params\.json nor a \.gguf file")
+    refused(directory, ModelNotFound, r"params\.json is missing: download it beside the weights")
 
 
 def test_ranks_that_disagree_are_named(two: Any) -> None:
