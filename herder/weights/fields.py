@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -11,6 +10,7 @@ from herder.core.errors import ModelFileError, UnsupportedModel
 
 REQUIRED: Final = object()  # as a default: the key must be there
 INT32_MAX = 2**31 - 1
+MAX_FLOAT = 1.7976931348623157e308
 
 
 class Fields:
@@ -70,7 +70,7 @@ class Fields:
         value = self.get(key)
         if value is None:
             return self._default(key, default)
-        if type(value) not in (int, float) or not math.isfinite(value) or value <= low:
+        if not _finite(value) or value <= low:
             raise self.wrong(key, value, f"expected a finite number above {low:g}")
         return float(value)
 
@@ -96,7 +96,7 @@ class Fields:
         if value is None:
             self._default(key, REQUIRED)
         ok = isinstance(value, list | array) and len(value) == count
-        if not ok or not all(type(v) in (int, float) and math.isfinite(v) and v > 0 for v in value):
+        if not ok or not all(_finite(v) and v > 0 for v in value):
             raise self.wrong(key, value, f"expected {count} finite numbers above 0")
         return tuple(float(v) for v in value)
 
@@ -113,6 +113,11 @@ class Fields:
         if default is REQUIRED:
             raise ModelFileError(f"{self.where}: {self.prefix}{key} is missing: the file is incomplete, get it again")
         return default
+
+
+def _finite(value: Any) -> bool:
+    """A number that a float can hold. JSON's whole numbers may have any length."""
+    return type(value) in (int, float) and -MAX_FLOAT <= value <= MAX_FLOAT
 
 
 def short(value: Any) -> str:

@@ -30,6 +30,7 @@ SIDE_FILES = (
     "chat_template.jinja",
     "chat_template.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "params.json",
     "tekken.json",
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +12,7 @@ from herder.core.config import ModelConfig
 from herder.core.errors import ModelFileError, ModelNotFound, UnsupportedModel
 from herder.weights.config_hf import config_from_hf
 from herder.weights.fields import short
+from herder.weights.images_hf import image_keys, with_preprocessing
 from herder.weights.names import ATTENTION_BIASES, MLP_BIASES, Role
 from herder.weights.safetensors import SafeTensor, SafeTensors, parse_object
 from herder.weights.source import ModelFiles, TensorSource, check_complete, check_shape_sanity
@@ -37,7 +39,7 @@ def open_directory(directory: Path) -> ModelFiles:
     """Raises ModelNotFound, ModelFileError, UnsupportedModel."""
     documents = {name: _json(directory / name) for name in ("config.json", "generation_config.json")}
     documents |= {name: _json(directory / name) for name in ("tokenizer_config.json", "chat_template.json")}
-    documents["preprocessor_config.json"] = _json(directory / "preprocessor_config.json")  # of images
+    documents |= {name: _json(directory / name) for name in ("preprocessor_config.json", "processor_config.json")}
     metadata = {name: document for name, document in documents.items() if document is not None}
     raw = metadata["config.json"]
     where = str(directory / "config.json")
@@ -45,6 +47,8 @@ def open_directory(directory: Path) -> ModelFiles:
     try:
         config = config_from_hf(where, raw, _name(directory), _licence(directory))
         check_shape_sanity(where, config)
+        if config.vision is not None and (images := image_keys(str(directory), metadata)) is not None:
+            config = replace(config, vision=with_preprocessing(images, config.vision))
         paths, index = _weight_files(directory)
         for path in paths:
             shards.append(SafeTensors(path))

@@ -145,6 +145,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[HerderError], str]] = {
     "many layers": ({"num_hidden_layers": 10**9}, ModelFileError, "num_hidden_layers is 1000000000"),
     "no context": ({"max_position_embeddings": None}, ModelFileError, "max_position_embeddings is missing"),
     "eps": ({"rms_norm_eps": 0}, ModelFileError, "rms_norm_eps is 0"),
+    "endless eps": ({"rms_norm_eps": 10**400}, ModelFileError, "rms_norm_eps is 10000"),
     "infinite theta": ({"rope_parameters": {"rope_theta": float("inf")}}, ModelFileError, "rope_theta is inf"),
     "tied to a string": ({"tie_word_embeddings": "yes"}, ModelFileError, "tie_word_embeddings is 'yes'"),
     "rope of a list": ({"rope_scaling": [1]}, ModelFileError, "rope_scaling is .1.: expected an object"),
