@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from herder.cache.plan import sequence_bytes
 from herder.cli.command import COUNT, Command, Option, Parsed
 from herder.cli.progress import transfer
 from herder.cli.pull import JSON, MODEL_ARGUMENT, OFFLINE
+from herder.cli.shape import Lines, kv_text, parameters_text, shape_lines
 from herder.cli.terminal import print_json, styled
 from herder.core.errors import HerderError
-from herder.core.sizes import bytes_text, count_text
+from herder.core.sizes import bytes_text
 
 if TYPE_CHECKING:
+    from herder.assemble import NativeBytes
     from herder.weights.source import ModelFiles
     from herder.weights.summary import Summary
 
@@ -25,11 +28,12 @@ def show(parsed: Parsed) -> int:
         path = resolve(parsed.model, offline=parsed.offline, progress=progress)
     with open_model(path) as files:
         summary = summarize(files, parsed.context)
+        needs = _needs(files)
         chat = _chat(files)
     if parsed.json:
-        print_json(_document(parsed.model, summary) | {"chat_format": chat})
+        print_json(_document(parsed.model, summary, needs) | {"chat_format": chat})
     else:
-        for name, value in _lines(summary, chat or "none: continues text"):
+        for name, value in _lines(summary, needs, chat or "none: continues text"):
             print(f"{styled(name.ljust(12), '1')}  {value}")
     return 0
 
@@ -47,59 +51,54 @@ def _chat(files: ModelFiles) -> str | None:
     return None if found is None else found.name
 
 
-def _lines(summary: Summary, chat: str) -> list[tuple[str, str]]:
+def _lines(summary: Summary, needs: Needs, chat: str) -> Lines:
     config = summary.config
-    rope = f"{config.rope.kind}, theta {config.rope.theta:g}"
-    if config.rope.factor != 1:
-        rope += f", factor {config.rope.factor:g}"
     lines = [
         ("name", summary.name),
         ("architecture", config.architecture),
-        ("parameters", _parameters(summary)),
-        ("layers", f"{config.layers} of dimension {config.dim}, feed-forward {config.ffn_dim}"),
-        *_kinds(summary),
-        ("heads", f"{config.heads} of {config.head_dim}, {config.kv_heads} for keys and values"),
-        ("vocabulary", f"{config.vocab} tokens, " + ("head tied to the embedding" if config.tied else "own head")),
-        ("context", f"{config.context} tokens"),
-        ("rope", rope),
+        ("parameters", parameters_text(config, summary.parameters, summary.vision_parameters)),
+        *shape_lines(config),
         ("size", f"{bytes_text(summary.file_bytes)}, {summary.bits_per_weight:.2f} bits per weight"),
         ("types", ", ".join(f"{s.tensors} {s.name} ({bytes_text(s.bytes)})" for s in summary.formats)),
         ("licence", summary.licence or "not stated in the file"),
         ("chat", chat),
         ("file", summary.paths[0] + (f" and {len(summary.paths) - 1} more" if len(summary.paths) > 1 else "")),
+        ("weights", _weights(needs)),
     ]
-    for context, kv in summary.kv_bytes:
-        total = summary.file_bytes + kv
-        lines.append(("memory", f"{bytes_text(total)} at {context} tokens: file and {bytes_text(kv)} of KV cache"))
+    for context, _ in summary.kv_bytes:
+        total = bytes_text(needs.native_bytes + sum(sequence_bytes(config, context)))
+        lines.append(
+            ("memory", f"{total} at {context} tokens: native weights and a KV cache of {kv_text(config, context)}")
+        )
     return lines
 
 
-def _parameters(summary: Summary) -> str:
-    text = f"{count_text(summary.parameters)} ({summary.parameters:,})"
-    if summary.config.experts is not None:
-        text += f", {count_text(summary.active_parameters)} active"
-    if summary.vision_parameters:
-        text += f", {count_text(summary.vision_parameters)} of them for images"
-    return text
+class Needs(NamedTuple):
+    """Bytes of weights in memory, by runtime. native: see assemble.native_bytes. torch: in bfloat16."""
+
+    native: NativeBytes
+    torch: int
+
+    @property
+    def native_bytes(self) -> int:
+        return self.native.resident + self.native.active
 
 
-def _kinds(summary: Summary) -> list[tuple[str, str]]:
-    """What a dense model of full attention has nothing of: kinds of layers, experts, images."""
-    from herder.weights.summary import describe
+def _needs(files: ModelFiles) -> Needs:
+    from herder.assemble import native_bytes
 
-    config, lines = summary.config, []
-    if len(summary.layers) > 1 or describe(summary.layers[0][0]) != "full attention":
-        lines += [("attention", "; ".join(f"{count} x {describe(plan)}" for plan, count in summary.layers))]
-    if (moe := config.experts) is not None:
-        shared = f" and a shared one of {moe.shared_ffn_dim}" if moe.shared_ffn_dim else ""
-        lines += [("experts", f"{moe.active} of {moe.count} of {moe.ffn_dim}{shared}, by {moe.router}")]
-    if (vision := config.vision) is not None:
-        tiles = f"up to {vision.max_tiles} tiles of {vision.tile} x {vision.tile} pixels"
-        lines += [("images", f"{tiles}, {vision.layers} layers of dimension {vision.dim}")]
-    return lines
+    return Needs(native_bytes(files), 2 * sum(tensor.rows * tensor.cols for tensor in files.tensors))
 
 
-def _document(model: str, summary: Summary) -> dict[str, Any]:
+def _weights(needs: Needs) -> str:
+    native = f"native {bytes_text(needs.native_bytes)}"
+    if needs.native.experts:
+        rest = bytes_text(needs.native.experts - needs.native.active)
+        native += f" and up to {rest} of experts as they are used"
+    return f"{native}; torch {bytes_text(needs.torch)} in bfloat16, {bytes_text(2 * needs.torch)} in float32"
+
+
+def _document(model: str, summary: Summary, needs: Needs) -> dict[str, Any]:
     import dataclasses
 
     return {
@@ -117,10 +116,21 @@ def _document(model: str, summary: Summary) -> dict[str, Any]:
         "chat_template": summary.template,
         "chat_templates": list(summary.templates),
         "config": dataclasses.asdict(summary.config),
-        "memory": [
-            {"context": context, "kv_bytes": kv, "total_bytes": summary.file_bytes + kv}
-            for context, kv in summary.kv_bytes
-        ],
+        "weights": {
+            "native": needs.native._asdict(),
+            "torch": {"bfloat16": needs.torch, "float32": 2 * needs.torch},
+        },
+        "memory": [_memory(summary, needs, context) for context, _ in summary.kv_bytes],
+    }
+
+
+def _memory(summary: Summary, needs: Needs, context: int) -> dict[str, int]:
+    kv = sequence_bytes(summary.config, context)
+    return {
+        "context": context,
+        "kv_bytes": sum(kv),
+        "kv_local_bytes": kv.local,
+        "total_bytes": needs.native_bytes + sum(kv),
     }
 
 
@@ -135,7 +145,11 @@ COMMANDS = {
             JSON,
             OFFLINE,
         ),
-        details="Reads no weights. Memory is the file and one sequence's 16-bit KV cache at the given context.",
+        details="""
+        Reads no weights. Memory is what the native core makes of the file, which keeps quantized weights quantized, and
+        one sequence's 16-bit KV cache at the given context. Layers of bounded reach (sliding window, chunks) keep no
+        more of it than they see.
+        """,
         examples=("herder show smollm2", "herder show ./model.gguf --context 8192 --json"),
     )
 }

@@ -21,6 +21,7 @@ VERBS: dict[str, dict[str, Verb]] = {
     "Models": {
         "pull": Verb("pull", "Fetch a model, or bring it up to date"),
         "list": Verb("models", "List the models on this machine"),
+        "models": Verb("catalogue", "Print the published models, their shapes and sizes, and what runs them"),
         "show": Verb("show", "Print a model's shape, types, size, licence and memory need"),
         "rm": Verb("models", "Delete a fetched model"),
         "convert": Verb("convert", "Write a model in another format, weight by weight the same"),

@@ -172,7 +172,7 @@ _8B31 = _dense(_8B, "Llama 3.1 8B", "Llama 3.1", **_LLAMA31)
 _70B31 = _dense(_70B, "Llama 3.1 70B", "Llama 3.1", **_LLAMA31)
 _EPS1 = {"norm_eps": 1e-6}
 _LLAMA2 = {"context": 4096}
-_QLORA = "Also published in int4 (QLoRA, SpinQuant; 2024-10-24, context 8192), which Herder does not read."
+_QLORA = "Also published in int4: QLoRA and SpinQuant, 2024-10-24, for a context of 8192."
 _CODE70 = "Base model; its Instruct and Python forms differ in theta and context."
 
 CATALOGUE: dict[str, Published] = {

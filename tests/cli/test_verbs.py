@@ -229,7 +229,7 @@ def test_bench_prints_a_table(run: Run, tiny: str) -> None:
     [
         ([], 2, "name either a model or --synthetic SHAPE@FORMAT"),
         (["x", "--synthetic", "y"], 2, "name either a model or --synthetic"),
-        (["--synthetic", "llama-9b@q4_0"], 2, "there is no shape 'llama-9b'"),
+        (["--synthetic", "llama-9b@q4_0"], 2, "there is no published model 'llama-9b'"),
         (["--synthetic", "smollm2-135m@q4_0", "--gen-tokens", "1"], 2, "--gen-tokens is 1: must be 2 or more"),
         (
             ["--synthetic", "smollm2-135m@q4_0", "--prompt-tokens", "9000"],
