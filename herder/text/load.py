@@ -29,6 +29,9 @@ def load_tokenizer(source: Mapping[str, Any] | Path) -> Tokenizer:
         if len(found) > 1:
             raise ModelFileError(f"{path} holds {found[0].name} and {found[1].name}: leave only the model's own there")
         found += [path / name for name in NAMES if (path / name).is_file()]
+        above = path.parent / "tokenizer.model"
+        if not found and (path / "params.json").is_file() and above.is_file():
+            found = [above]  # Meta's download of Llama 1 and 2: one for the folders of all sizes
         if not found:
             raise ModelNotFound(f"{path} holds no tokenizer: none of {', '.join(NAMES)} is there")
         path = found[0]

@@ -165,6 +165,21 @@ def test_small_files(tmp_path: Path) -> None:
         assert (model.bos, model.eos, model.stop_token_ids) == (128000, 128001, frozenset({128001, 128008, 128009}))
 
 
+def test_the_tokenizer_may_lie_in_the_folder_above(tmp_path: Path) -> None:
+    """As Meta's download of Llama 1 and 2 leaves it."""
+    import mistral_common
+
+    from herder.text.load import load_tokenizer
+
+    published = Path(mistral_common.__file__).parent / "data"
+    config, weights = tiny(layers=1)
+    directory = write_meta(tmp_path / "llama-2-7b", [dense_state(config, weights)], params(config))
+    with pytest.raises(ModelNotFound, match="holds no tokenizer"):
+        load_tokenizer(directory)
+    shutil.copy(published / "tokenizer.model.v1", tmp_path / "tokenizer.model")
+    assert load_tokenizer(directory).vocab_size == 32000
+
+
 # Refusals
 
 
