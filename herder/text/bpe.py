@@ -90,7 +90,8 @@ def build(words: dict[str, int], merges: Sequence[Merge], **options: Any) -> Any
     try:
         return BPE(words, merges, **options)
     except Exception as error:  # it raises plain Exception
-        raise ModelFileError(f"the tokenizer's vocabulary and merges do not fit together: {error}") from error
+        said = " ".join(str(error).split())[:200]  # it may say several lines: of spellings that are no text, say
+        raise ModelFileError(f"the tokenizer's vocabulary and merges do not fit together: {said}") from error
 
 
 def encoder(model: Any, *, pre_tokenizer: Any = None, normalizer: Any = None) -> Encode:
