@@ -85,7 +85,7 @@ def test_a_config_of_experts_with_any_value_anywhere(directories: dict[str, Path
         file.write_text(before)
 
 
-numbers = st.integers(-1, 2**17) | st.floats(0, 8) | st.sampled_from([1e-300, 1e300, 0.5, 0.25])
+numbers = st.integers(-1, 2**17) | st.floats(0, 8) | st.sampled_from([1e-300, 1e300, 0.5, 0.25, 10**400])
 
 
 @given(st.data())
