@@ -37,6 +37,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, ca
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         groups = 1
     if mask is not None:
-        mask = mask.unsqueeze(-3)  # the same for all heads
+        # The same for all heads. Of four axes: with three, the CPU's fused kernel leaves it to a slower one.
+        mask = mask.reshape(-1, 1, *mask.shape[-2:])
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=groups > 1)
     return out.transpose(1, 2)
