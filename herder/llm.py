@@ -38,7 +38,8 @@ class Options(TypedDict, total=False):
 
     max_tokens: None generates until the model stops or the context is full. stop: a string or several; the answer ends
     before the first one that appears. stop_tokens: ids that end it, besides the model's own. ignore_eos: go on where
-    the model would stop. priority: lower runs first.
+    the model would stop. priority: lower runs first. format_options: of a chat, what the model's format takes by name
+    (date, builtin_tools, ...: docs/chat.md).
     """
 
     max_tokens: int | None
@@ -46,6 +47,7 @@ class Options(TypedDict, total=False):
     stop_tokens: Iterable[int]
     ignore_eos: bool
     priority: int
+    format_options: Mapping[str, Any]
     temperature: float
     top_k: int
     top_p: float
@@ -58,7 +60,7 @@ class Options(TypedDict, total=False):
     logprobs: int | None
 
 
-_REQUEST_OPTIONS = frozenset({"max_tokens", "stop", "stop_tokens", "ignore_eos", "priority"})
+_REQUEST_OPTIONS = frozenset({"max_tokens", "stop", "stop_tokens", "ignore_eos", "priority", "format_options"})
 
 
 class LLM:
@@ -304,6 +306,8 @@ class LLM:
         return infill_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first).encode(self.tokenizer)
 
     def _generation(self, prompt: Prompt, options: Options) -> tuple[Request, Assembly]:
+        if options.get("format_options"):
+            raise UsageError("format_options are of chats: a plain text has no format")
         request, stops = self._request(self._tokens(prompt), options, Sampling())
         text = TextStream(self.tokenizer, stop=stops, start=False)
         return request, Assembly(text, self.tokenizer.token)
@@ -319,7 +323,10 @@ class LLM:
 
         functions = read_tools(tools)
         pictures = PromptImages(read_messages(messages), self.config, self.engine.limits.images)
-        prompt = chat_format.render(pictures.messages, tools=functions or None)
+        given = dict(options.get("format_options") or {})
+        if taken := given.keys() & {"messages", "tools", "add_generation_prompt", "learn"}:
+            raise UsageError(f"format_options has {min(taken)!r}, which is no option of a chat format")
+        prompt = chat_format.render(pictures.messages, tools=functions or None, **given)
         tokens = prompt.encode(self.tokenizer)
         images = pictures.placed(tokens, prompt.images)
         request, stops = self._request(tuple(tokens), options, self.chat_sampling, images)

@@ -1,4 +1,4 @@
-"""LLM.infill: the prompt of Code Llama, on the fake executor, and its end."""
+"""LLM with real formats, on the fake executor: Code Llama's infilling, and the options of a chat format."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 
 from herder.chat.codellama import infill_prompt
+from herder.chat.format import ChatFormat
+from herder.chat.llama3 import Llama3Format
+from herder.chat.message import Message
 from herder.core.batch import Limits
-from herder.core.errors import UnsupportedModel
+from herder.core.errors import UnsupportedModel, UsageError
 from herder.core.request import Sampling
 from herder.engine.engine import Engine
 from herder.llm import LLM
@@ -22,10 +25,10 @@ CONFIG = replace(tiny_config(context=512), vocab=32016)
 PREFIX, SUFFIX = "def f(", "):\n    pass"
 
 
-def make(tokenizer: Tokenizer) -> LLM:
+def make(tokenizer: Tokenizer, chat_format: ChatFormat | None = None) -> LLM:
     limits = Limits(pages=32, context=512, batch_tokens=64, batch_chunks=8, vocab=tokenizer.vocab_size)
     engine = Engine(FakeExecutor(limits, dim=CONFIG.dim))
-    return LLM(engine=engine, tokenizer=tokenizer, config=CONFIG, chat_format=None, chat_sampling=Sampling())
+    return LLM(engine=engine, tokenizer=tokenizer, config=CONFIG, chat_format=chat_format, chat_sampling=Sampling())
 
 
 @pytest.fixture
@@ -53,6 +56,20 @@ def test_a_gap_is_filled(llm: LLM, codellama: Tokenizer, suffix_first: bool) -> 
 
 def test_the_token_that_ends_it(llm: LLM, codellama: Tokenizer) -> None:
     assert codellama.id_of("▁<EOT>") in llm.stop_ids
+
+
+def test_a_formats_own_options(llama3: Tokenizer) -> None:
+    chat = Llama3Format(llama3)
+    with make(llama3, chat) as llm:
+        for options in ({}, {"date": "1 May 2025"}):
+            expected = len(chat.render([Message("user", "hi")], **options).encode(llama3))
+            assert llm.chat("hi", max_tokens=1, format_options=options).usage.prompt_tokens == expected
+        with pytest.raises(UsageError, match="there is no option 'dates': the chat format llama3 takes date"):
+            llm.chat("hi", format_options={"dates": "today"})
+        with pytest.raises(UsageError, match="format_options has 'learn', which is no option"):
+            llm.chat("hi", format_options={"learn": True})
+        with pytest.raises(UsageError, match="a plain text has no format"):
+            llm.generate("hi", format_options={"date": "today"})
 
 
 def test_other_models_fill_no_gaps(spm: Tokenizer) -> None:
