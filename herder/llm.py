@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, ov
 from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
 from herder.core.errors import HerderError, UnsupportedModel, UsageError
 from herder.core.request import Evaluated, Evaluation, Finished, Image, Request, Sampling, TokenLogprob
+from herder.images.prepare import Preparer
 from herder.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class LLM:
         self.config = config
         self.chat_format = chat_format
         self.chat_sampling = chat_sampling
+        self._preparer = None if config.vision is None else Preparer(config.vision)
         self._chat_refusal = chat_refusal  # why there is no chat format, if the files have one that cannot be used
         self.stop_ids = tokenizer.stop_ids | stop_ids
         if chat_format is not None:
@@ -322,7 +324,7 @@ class LLM:
         from herder.prompt_images import PromptImages
 
         functions = read_tools(tools)
-        pictures = PromptImages(read_messages(messages), self.config, self.engine.limits.images)
+        pictures = PromptImages(read_messages(messages), self.config, self.engine.limits.images, self._preparer)
         given = dict(options.get("format_options") or {})
         if taken := given.keys() & {"messages", "tools", "add_generation_prompt", "learn"}:
             raise UsageError(f"format_options has {min(taken)!r}, which is no option of a chat format")

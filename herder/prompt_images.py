@@ -12,19 +12,26 @@ from herder.core.errors import UnsupportedModel
 from herder.core.request import Image
 
 if TYPE_CHECKING:
-    from herder.images.prepare import Prepared
+    from herder.images.prepare import Prepared, Preparer
 
 
 class PromptImages:
     """The images of some messages, for one model.
 
-    messages: those given, each image with the grid and the tokens it has in this model's prompt.
+    messages: those given, each image with the grid and the tokens it has in this model's prompt. preparer: of this
+    model's, to remember images from one conversation's turn to the next.
     Raises UnsupportedModel when the model or its runtime takes no images (runs_images: Limits.images), UsageError for
     an image that cannot be read.
     """
 
-    def __init__(self, messages: Sequence[Message], config: ModelConfig, runs_images: bool) -> None:
-        self._config = config
+    def __init__(
+        self,
+        messages: Sequence[Message],
+        config: ModelConfig,
+        runs_images: bool,
+        preparer: Preparer | None = None,
+    ) -> None:
+        self._config, self._preparer = config, preparer
         self._prepared: dict[int, Prepared] = {}  # by id() of the part, which self.messages keep
         self.messages = list(messages)
         for at, message in enumerate(self.messages):
@@ -68,12 +75,13 @@ class PromptImages:
             )
 
     def _parts(self, message: Message, where: str) -> Iterator[str | ImagePart]:
-        from herder.images.prepare import prepare
+        from herder.images.prepare import Preparer
 
         assert self._config.vision is not None
+        prepare = self._preparer or Preparer(self._config.vision)
         for at, part in enumerate(message.parts or ()):
             if isinstance(part, ImagePart):
-                cut = prepare(part.data, self._config.vision, f"{where}.content[{at}]")
+                cut = prepare(part.data, f"{where}.content[{at}]")
                 part = replace(part, grid=cut.grid, tile_tokens=cut.tile_tokens)
                 self._prepared[id(part)] = cut
             yield part

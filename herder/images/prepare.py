@@ -8,6 +8,8 @@ torchvision, whose weights are rounded differently: single pixels differ by 1/25
 from __future__ import annotations
 
 import hashlib
+import threading
+from collections import OrderedDict
 from typing import TYPE_CHECKING, NamedTuple
 
 from herder.core.config import Llama4Vision, MllamaVision
@@ -32,6 +34,29 @@ class Prepared(NamedTuple):
     grid: tuple[int, int]
     key: bytes
     tile_tokens: int
+
+
+class Preparer:
+    """prepare() for one model, from any thread, that remembers the last few images: a conversation sends its own again
+    with every turn."""
+
+    def __init__(self, vision: MllamaVision | Llama4Vision, keep: int = 8) -> None:
+        self._vision, self._keep = vision, keep
+        self._known: OrderedDict[bytes, Prepared] = OrderedDict()  # by the digest of the file
+        self._lock = threading.Lock()
+
+    def __call__(self, data: bytes, where: str = "image") -> Prepared:
+        digest = hashlib.sha256(data).digest()
+        with self._lock:
+            found = self._known.get(digest)
+        if found is None:
+            found = prepare(data, self._vision, where)
+        with self._lock:
+            self._known[digest] = found
+            self._known.move_to_end(digest)
+            if len(self._known) > self._keep:
+                self._known.popitem(last=False)
+        return found
 
 
 def prepare(data: bytes, vision: MllamaVision | Llama4Vision, where: str = "image") -> Prepared:

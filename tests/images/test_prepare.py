@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herder.core.config import Llama4Vision, MllamaVision
-from herder.images.prepare import CLIP, HALVES, prepare, prepare_rgb, resize
+from herder.core.errors import UsageError
+from herder.images import prepare as prepare_module
+from herder.images.prepare import CLIP, HALVES, Preparer, prepare, prepare_rgb, resize
 from tests.images.pictures import LLAMA4, MLLAMA, file_of, picture
 
 
@@ -57,6 +59,19 @@ def test_keys_tell_images_apart() -> None:
         prepare_rgb(np.zeros((56, 28, 3), np.uint8), MLLAMA).key
         != prepare_rgb(np.zeros((28, 56, 3), np.uint8), MLLAMA).key
     )
+
+
+def test_the_last_few_images_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+    decode = prepare_module.read_rgb
+    monkeypatch.setattr(prepare_module, "read_rgb", lambda data, where: decoded.append(data) or decode(data, where))
+    preparer = Preparer(LLAMA4, keep=2)
+    one, two, three = (file_of(picture(28, 28, seed)) for seed in range(3))
+    for data in (one, two, one, one, three, one, two):
+        assert preparer(data).key == prepare_rgb(decode(data), LLAMA4).key
+    assert decoded == [one, two, three, two]
+    with pytest.raises(UsageError, match="picture 3 is a damaged PNG file"):
+        preparer(one[:100], "picture 3")
 
 
 @settings(max_examples=30, deadline=None)
