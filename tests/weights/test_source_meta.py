@@ -309,3 +309,55 @@ def grow(path: Path, size: int) -> None:
         file.write(raw[:directory])
         file.seek(directory + size)
         file.write(raw[directory:])
+
+
+# Damage
+
+
+def read_or_refused(directory: Path) -> None:
+    """A model whose tensors can be read, or one line."""
+    try:
+        with open_model(directory) as model:
+            contents(model)
+    except HerderError as error:
+        assert "\n" not in str(error) and str(directory) in str(error)
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_files_are_read_or_refused(two: Any, data: st.DataObject) -> None:
+    """Bytes of one rank's headers changed or the file cut short: a model, if of other numbers, or one line."""
+    directory, pieces, values = two
+    if not directory.exists():
+        write_meta(directory, pieces, values)
+        shutil.copy(directory / "consolidated.01.pth", directory / "whole")
+    raw = bytearray((directory / "whole").read_bytes())
+    headers = [*range(raw.index(b"PK\x03\x04", 1)), *range(raw.index(b"PK\x01\x02"), len(raw))]
+    for _ in range(data.draw(st.integers(1, 3))):
+        raw[data.draw(st.sampled_from(headers))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.sampled_from([len(raw), data.draw(st.integers(0, len(raw)))]))
+    (directory / "consolidated.01.pth").write_bytes(raw[:end])
+    read_or_refused(directory)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+KEYS = [
+    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps", "ffn_exp",
+    "rope_theta", "use_scaled_rope", "head_dim", "moe_args", "vision_args", "nope_layer_interval", "floor_scale",
+    "attention_chunk_size", "vision_chunk_size", "vision_num_cross_attention_layers", "model", "lora_args", "moe",
+    "quantization_args", "hidden_dim", "rope_scaling_factor", "sliding_window",
+]  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from(KEYS), JSON | st.sampled_from([1, 2, 4, 8, 32, 64, 1.0]), max_size=3))
+def test_any_params_are_read_or_refused(two: Any, changes: dict[str, Any]) -> None:
+    directory, pieces, values = two
+    if not directory.exists():
+        write_meta(directory, pieces, values)
+    (directory / "params.json").write_text(json.dumps({**values, **changes}))
+    read_or_refused(directory)
