@@ -15,19 +15,8 @@ def test_the_table(run: Run) -> None:
     assert [line.split()[0] for line in lines] == ["NAME", *CATALOGUE]
     assert max(map(len, lines + result.err.splitlines())) <= 100
     rows = {line.split()[0]: line.split()[1:] for line in lines[1:]}
-    assert rows["llama-3.1-405b"] == ["126x16384", "406B", "128k", "812", "431", "229", "Llama", "3.1", "text"]
-    assert rows["llama-4-maverick"] == [
-        "48x5120",
-        "402B",
-        "(17.2B)",
-        "1M",
-        "803",
-        "428",
-        "228",
-        "Llama",
-        "4",
-        "+images",
-    ]
+    assert " ".join(rows["llama-3.1-405b"]) == "126x16384 406B 128k 812 431 229 Llama 3.1 text"
+    assert " ".join(rows["llama-4-maverick"]) == "48x5120 402B (17.2B) 1M 803 428 228 Llama 4 +images"
     assert rows["llama-guard-3-1b-int4"][-1] == "no"
 
 
