@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from herder.core.errors import HerderError, ModelFileError, UnsupportedModel
+from herder.formats import reference
 from herder.weights.names import Role
 from herder.weights.source import open_model
 from tests.tiny import write_tiny_gguf, write_tiny_hf
@@ -181,3 +183,38 @@ def test_the_text_model_under_the_names_it_has_in_a_larger_one(tmp_path: Path, p
     save_file(tensors, file)
     with open_model(tiny.path) as model:
         assert_matches(model, tiny)
+
+
+def test_quantized_matrices_of_llama4_come_out_in_canonical_order(tmp_path: Path) -> None:
+    """Eight bits a weight and a scale a row (bitsandbytes): q, whose rows are interleaved, and an expert of its own."""
+    tiny = write_tiny_hf(tmp_path / "m", **llama4(experts=2, tied=True))
+    file = tiny.path / "model.safetensors"
+    tensors, expected = load_file(file), dict(tiny.weights)
+    for layer in (1, 3):  # experts one by one, as quantizers leave them
+        at = f"model.layers.{layer}.feed_forward.experts."
+        both, down = tensors.pop(f"{at}gate_up_proj"), tensors.pop(f"{at}down_proj")
+        for expert in range(2):
+            gate, up = np.split(both[expert].T, 2)
+            named = {"gate_proj": gate, "up_proj": up, "down_proj": down[expert].T}
+            tensors |= {f"{at}{expert}.{name}.weight": np.ascontiguousarray(rows) for name, rows in named.items()}
+    quantized = {
+        "model.layers.0.self_attn.q_proj.weight": "model.layers.0.self_attn.q_proj.weight",
+        "model.layers.1.feed_forward.experts.1.up_proj.weight": "model.layers.1.mlp.experts.1.up_proj.weight",
+    }
+    for name, canonical in quantized.items():
+        largest = np.abs(tensors[name]).max(axis=1)
+        tensors[name] = np.rint(tensors[name] * (127 / largest[:, None])).astype(np.int8)
+        tensors[name.removesuffix("weight") + "SCB"] = largest
+        rows = np.abs(expected[canonical]).max(axis=1, keepdims=True)
+        expected[canonical] = (np.rint(expected[canonical] * (127 / rows)) * (rows / 127)).astype(np.float32)
+    save_file(tensors, file)
+    config = json.loads((tiny.path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (tiny.path / "config.json").write_text(json.dumps(config))
+    with open_model(tiny.path) as model:
+        made = {tensor.name for tensor in model.tensors if tensor.make is not None}
+        assert made == set(quantized.values())
+        for tensor in model.load():
+            rows = reference.unpack(tensor.format, tensor.view(), tensor.rows, tensor.cols)
+            rows = rows if tensor.row_map is None else rows[np.array(tensor.row_map)]
+            np.testing.assert_allclose(rows, expected[tensor.name], atol=1e-6, err_msg=tensor.name)
