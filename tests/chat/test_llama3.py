@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from herder.chat.format import Control, Text
-from herder.chat.llama3 import Llama3Format
-from herder.chat.message import Message, ToolCall, read_tools
+from herder.chat.llama3 import IMAGE_ROW, Llama3Format
+from herder.chat.message import ImagePart, Message, ToolCall, read_tools
 from herder.core.errors import UnsupportedModel, UsageError
 from herder.text.tokenizer import Tokenizer
 from tests.text.texts import text
@@ -108,7 +108,7 @@ def documented() -> list[str]:
     """
     folder = package("llama_models")
     found = []
-    for file in ("llama3_1/prompt_format.md", "llama3_2/text_prompt_format.md"):
+    for file in ("llama3_1/prompt_format.md", "llama3_2/text_prompt_format.md", "llama3_2/vision_prompt_format.md"):
         page = (folder / file).read_text()
         found += re.findall(r"##### Input Prompt Format\n```\n(.*?)\n```", page, re.DOTALL)
     return [prompt for prompt in found if "<|start_header_id|>" in prompt and "<|python_tag|>[" not in prompt]
@@ -123,11 +123,14 @@ def test_prompts_of_metas_documentation(chat: Llama3Format, llama3: Tokenizer, p
     messages = []
     for role, content, end in turns[:-1]:
         parsed = chat.parse(content) if role == "assistant" else Message(role, content)
+        if content.startswith("<|image|>"):
+            parsed = Message(role, "", parts=(ImagePart(b"x"), content.removeprefix("<|image|>")))
         messages.append(parsed)
         assert end == ("<|eom_id|>" if parsed.tool_calls else "<|eot_id|>")
     rendered = chat.render(messages)
     assert rendered.text == prompt
-    assert llama3.decode(rendered.encode(llama3), skip_special=False) == prompt
+    ids = [llama3.id_of("<|image|>") if token == IMAGE_ROW else token for token in rendered.encode(llama3)]
+    assert llama3.decode(ids, skip_special=False) == prompt
 
 
 # Ours ----------------------------------------------------------------------------------------------------------------

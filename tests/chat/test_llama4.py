@@ -188,24 +188,6 @@ def test_parsing(
     assert chat.parse(llama4.encode(answer, special=True)) == expected
 
 
-def test_what_is_rendered_is_parsed_back(chat: Llama4Format, llama4: Tokenizer) -> None:
-    names = st.from_regex(r"[a-z]{3,8}_x", fullmatch=True)
-    values = st.one_of(st.integers(), st.booleans(), text, st.lists(st.integers(), max_size=2))
-    made = st.builds(ToolCall, names, st.dictionaries(names, values, max_size=2))
-
-    @settings(max_examples=60)
-    @given(found=st.lists(made, max_size=3), said=text, notation=st.sampled_from(["json", "python", "tag"]))
-    def check(found: list[ToolCall], said: str, notation: str) -> None:
-        message = Message("assistant", None if found else said, tuple(found))
-        prompt = chat.render([Message("user", "x"), message], add_generation_prompt=False, tool_notation=notation)
-        ids, mask = prompt.encode_with_mask(llama4)
-        answer = [token for token, wanted in zip(ids, mask, strict=True) if wanted]
-        if found or not chat.parse(said).tool_calls:
-            assert chat.parse(answer) == message
-
-    check()
-
-
 def test_refusals(chat: Llama4Format, llama3: Tokenizer) -> None:
     with pytest.raises(UsageError, match="has not been cut into tiles"):
         chat.render([Message("user", "", parts=(ImagePart(b"x"),))])
