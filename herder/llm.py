@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, ov
 from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
 from herder.core.errors import HerderError, UnsupportedModel, UsageError
 from herder.core.request import Evaluated, Evaluation, Finished, Image, Request, Sampling, TokenLogprob
-from herder.images.prepare import Preparer
 from herder.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from herder.core.config import ModelConfig
     from herder.engine.engine import Engine
     from herder.engine.stream import Stream
+    from herder.images.prepare import Preparer
     from herder.text.tokenizer import Tokenizer
 
     Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any]]
@@ -88,7 +88,11 @@ class LLM:
         self.config = config
         self.chat_format = chat_format
         self.chat_sampling = chat_sampling
-        self._preparer = None if config.vision is None else Preparer(config.vision)
+        self._preparer: Preparer | None = None
+        if config.vision is not None:
+            from herder.images.prepare import Preparer
+
+            self._preparer = Preparer(config.vision)
         self._chat_refusal = chat_refusal  # why there is no chat format, if the files have one that cannot be used
         self.stop_ids = tokenizer.stop_ids | stop_ids
         if chat_format is not None:
