@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Literal
 from herder.convert.tensors import FLOATS, Casts
 from herder.convert.to_gguf import gguf_model
 from herder.convert.to_hf import float_format, generation_config, hf_config, hf_tensors
-from herder.convert.to_meta import meta_params, meta_tensors
+from herder.convert.to_meta import meta_params, meta_tensors, shared_tensors
 from herder.convert.tokenizer_files import hf_settings, hf_vocabulary, spm_model, tiktoken_model
 from herder.convert.vocabulary import Words, read_words
 from herder.core.errors import StorageError, UnsupportedModel, UsageError
@@ -167,8 +167,9 @@ def _meta(files: ModelFiles, fmt: Format | None, shard_size: int, casts: Casts) 
     plan.add("params.json", meta_params(files))
     plan.add("tokenizer.model", _meta_tokenizer(files, read_words(files)))
     outputs = meta_tensors(files, base, fmt, casts)
+    shared = shared_tensors(files.config)
     size = sum(output.bytes + 256 for output in outputs)
-    plan.files["consolidated.00.pth"] = (lambda file, advance: write_torch(file, outputs, advance)), size
+    plan.files["consolidated.00.pth"] = (lambda file, advance: write_torch(file, outputs, advance, shared)), size
     return plan, outputs
 
 

@@ -6,7 +6,7 @@ what it changes is counted. One tensor (of stacked experts, one expert) is in me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,13 @@ class Interleaved:
         if heads not in self._orders:
             self._orders[heads] = np.argsort(np.frombuffer(interleaved_rows(heads, self._config.head_dim), np.uint32))
         return self._orders[heads]
+
+
+def in_order(tensors: Iterable[TensorSource]) -> list[TensorSource]:
+    """Embedding, layer after layer, final norm, output matrix: the order of the new files, whatever the old one's."""
+    last = {Role.FINAL_NORM: 1 << 31, Role.HEAD: 1 << 32}
+    first = {Role.EMBED: -1}
+    return sorted(tensors, key=lambda t: (last.get(t.role, first.get(t.role, t.layer)), t.role, t.expert))
 
 
 def output(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from herder.convert.tensors import FLOATS, Casts, Interleaved, output, stacked
+from herder.convert.tensors import FLOATS, Casts, Interleaved, in_order, output, stacked
 from herder.convert.tokenizer_files import gguf_vocabulary
 from herder.convert.vocabulary import check_size, read_words
 from herder.core.config import ModelConfig, Rope
@@ -156,7 +156,7 @@ def _tensors(files: ModelFiles, config: ModelConfig, fmt: Format | None, casts: 
         if tensor.role in EXPERTS:
             experts[tensor.role, tensor.layer].append(tensor)
     outputs = []
-    for tensor in files.tensors:
+    for tensor in in_order(files.tensors):
         name = gguf_name(tensor.role, tensor.layer)
         if tensor.role not in EXPERTS:
             chosen, shape = _format(tensor, fmt), (tensor.cols,) if tensor.rows == 1 else (tensor.rows, tensor.cols)

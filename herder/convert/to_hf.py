@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Any
 
-from herder.convert.tensors import FLOATS, Casts, Interleaved, fits, output, turned
+from herder.convert.tensors import FLOATS, Casts, Interleaved, fits, in_order, output, turned
 from herder.convert.tokenizer_files import stops_of
 from herder.core.config import ModelConfig, Rope
 from herder.core.errors import UnsupportedModel
@@ -184,7 +184,7 @@ def _compare(where: str, config: ModelConfig, values: dict[str, Any]) -> None:
 
 
 def hf_tensors(files: ModelFiles, base: Format, wanted: Format | None, casts: Casts) -> list[Output]:
-    """The tensors, in the source's order."""
+    """The tensors, in the order of the layers."""
     config = files.config
     kind = kind_of(config)
     order = Interleaved(config) if kind == "llama4_text" else None
@@ -194,7 +194,7 @@ def hf_tensors(files: ModelFiles, base: Format, wanted: Format | None, casts: Ca
             if tensor.role in EXPERTS:
                 experts[tensor.layer].append(tensor)
     outputs = []
-    for tensor in files.tensors:
+    for tensor in in_order(files.tensors):
         if tensor.role in EXPERTS and kind == "llama4_text":
             if group := experts.pop(tensor.layer, None):
                 outputs += _stacks(group, tensor.layer, base, casts)

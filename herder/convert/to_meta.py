@@ -10,7 +10,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from herder.convert.tensors import Casts, Interleaved, output
+from herder.convert.tensors import Casts, Interleaved, in_order, output
 from herder.convert.to_hf import chosen_format
 from herder.core.config import ModelConfig
 from herder.core.errors import UnsupportedModel
@@ -92,11 +92,11 @@ def _scaling(where: str, config: ModelConfig) -> dict[str, Any]:
 
 
 def meta_tensors(files: ModelFiles, base: Format, wanted: Format | None, casts: Casts) -> list[Output]:
-    """The tensors, in the source's order. A tied model's output matrix is left out: readers take the embedding."""
+    """The tensors, in the order of the layers. Of a tied model, see `shared_tensors`."""
     config = files.config
     order = Interleaved(config)
     outputs = []
-    for tensor in files.tensors:
+    for tensor in in_order(files.tensors):
         assert tensor.role not in BIASES
         fmt = chosen_format(tensor, base, wanted)
         shape = (tensor.cols,) if tensor.rows == 1 and "norm" in tensor.name else (tensor.rows, tensor.cols)
@@ -104,6 +104,11 @@ def meta_tensors(files: ModelFiles, base: Format, wanted: Format | None, casts: 
             output(tensor, _name(config, tensor.role, tensor.layer), fmt, shape, casts, order.of(tensor.role))
         )
     return outputs
+
+
+def shared_tensors(config: ModelConfig) -> dict[str, str]:
+    """A tied model's output matrix is the embedding's storage under a second name, as in Meta's Llama 3.2 1B and 3B."""
+    return {"output.weight": names_meta.EMBEDDING} if config.tied else {}
 
 
 def _name(config: ModelConfig, role: Role, layer: int) -> str:

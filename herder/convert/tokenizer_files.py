@@ -18,7 +18,7 @@ from herder.core.errors import UnsupportedModel
 from herder.text.bpe import bytes_of, merges_by_rank
 from herder.text.splits import split_named
 from herder.text.tiktoken import llama3_specials, llama4_specials
-from herder.text.tokenizer import Kind, Special
+from herder.text.tokenizer import TURN_ENDS, Kind, Special
 
 _PAD = re.compile(rb"\[PAD\d+\]")  # what llama.cpp's converter calls ids that have no token
 _GGUF = "tokenizer.ggml."
@@ -61,9 +61,11 @@ def _ends(words: Words) -> dict[str, Any]:
     """Tokens that end a turn or a message beside EOS: GGUF names one each; readers know the rest by spelling."""
     found: dict[str, Any] = {}
     for token in sorted(words.special.stops - {words.special.eos}):
-        if token < len(words.tokens):
-            kind = "eom" if words.tokens[token] in _END_OF_MESSAGE else "eot"
-            found.setdefault(f"{_GGUF}{kind}_token_id", token)
+        kind = "eom" if words.tokens[token] in _END_OF_MESSAGE else "eot"
+        if found.setdefault(f"{_GGUF}{kind}_token_id", token) != token and _text(words.tokens[token]) not in TURN_ENDS:
+            raise UnsupportedModel(
+                f"the stop tokens {sorted(words.special.stops)} are more than GGUF can name: {token} would be lost"
+            )
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,10 +45,15 @@ class Words:
 
 
 def read_words(files: ModelFiles) -> Words:
-    """The vocabulary of an open model. Raises UnsupportedModel for one that cannot be written anywhere else."""
+    """The vocabulary of an open model; BOS, EOS and stop tokens as the model's files say. Raises UnsupportedModel for
+    one that cannot be written anywhere else."""
+    special = load_tokenizer(files.metadata if files.kind == "gguf" else files.path).special
+    if files.bos is not None:
+        special = replace(special, bos=files.bos)
+    if files.eos is not None:
+        special = replace(special, eos=files.eos, stops=files.stop_token_ids)
     if files.kind == "gguf":
-        return _from_gguf(files.metadata)
-    special = load_tokenizer(files.path).special
+        return _from_gguf(files.metadata, special)
     path = tokenizer_path(files.path)
     if path.name == "tokenizer.json":
         return _from_json(path, special)
@@ -68,18 +73,17 @@ def tokenizer_path(directory: Path) -> Path:
     return next(path for path in found if path.is_file())
 
 
-def _from_gguf(metadata: Mapping[str, Any]) -> Words:
+def _from_gguf(metadata: Mapping[str, Any], special: Special) -> Words:
     def key(name: str) -> Any:
         return metadata.get("tokenizer.ggml." + name)
 
-    tokenizer = load_tokenizer(metadata)
     tokens = [token.encode("utf-8", "surrogateescape") for token in key("tokens")]
     types = key("token_type")
     kinds = {i: Kind(kind) for i, kind in enumerate(types) if kind != 1} if types is not None else {}
     if key("model") == "gpt2":
-        return Words("bpe", tokens, kinds, tokenizer.special, list(key("merges")), key("pre"))
-    space = tokenizer.prefix is not Prefix.NEVER
-    return Words("spm", tokens, kinds, tokenizer.special, scores=list(key("scores")), space=space)
+        return Words("bpe", tokens, kinds, special, list(key("merges")), key("pre"))
+    space = load_tokenizer(metadata).prefix is not Prefix.NEVER
+    return Words("spm", tokens, kinds, special, scores=list(key("scores")), space=space)
 
 
 def _from_tiktoken(path: Path, special: Special) -> Words:

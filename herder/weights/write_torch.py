@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO, cast
 
 from herder.formats import table
@@ -20,24 +20,25 @@ _ROOT = "consolidated"
 _ZIP64 = 1 << 31  # bytes from which a member's size needs eight
 
 
-def write_torch(file: BinaryIO, outputs: Sequence[Output], advance: Advance) -> None:
-    """Writes a whole file. Formats: F32, F16 and BF16."""
+def write_torch(
+    file: BinaryIO, outputs: Sequence[Output], advance: Advance, shared: Mapping[str, str] | None = None
+) -> None:
+    """Writes a whole file. Formats: F32, F16 and BF16. shared: further names -> the tensor whose storage they share."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        archive.writestr(f"{_ROOT}/data.pkl", _pickle(outputs))
-        archive.writestr(f"{_ROOT}/byteorder", b"little")
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}/data.pkl"), _pickle(outputs, shared or {}))
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}/byteorder"), b"little")
         for key, output in enumerate(outputs):
             member = zipfile.ZipInfo(f"{_ROOT}/data/{key}")
             with archive.open(member, "w", force_zip64=output.bytes >= _ZIP64) as target:
                 write_pieces(cast(BinaryIO, target), output, advance)
-        archive.writestr(f"{_ROOT}/version", b"3\n")
+        archive.writestr(zipfile.ZipInfo(f"{_ROOT}/version"), b"3\n")
 
 
-def _pickle(outputs: Sequence[Output]) -> bytes:
+def _pickle(outputs: Sequence[Output], shared: Mapping[str, str]) -> bytes:
     """PROTO 2, EMPTY_DICT, MARK, name and tensor of each, SETITEMS, STOP."""
-    entries = b"".join(
-        _text(output.name) + _tensor(str(key), output.format, output.shape) for key, output in enumerate(outputs)
-    )
-    return b"\x80\x02}(" + entries + b"u."
+    tensors = {output.name: _tensor(str(key), output.format, output.shape) for key, output in enumerate(outputs)}
+    tensors |= {name: tensors[other] for name, other in shared.items()}
+    return b"\x80\x02}(" + b"".join(_text(name) + tensor for name, tensor in tensors.items()) + b"u."
 
 
 def _tensor(key: str, fmt: Format, shape: tuple[int, ...]) -> bytes:
