@@ -68,10 +68,12 @@ struct TinyWeights {
     std::vector<uint8_t> data;
   };
   TinyShape shape;
+  std::vector<float> frequencies;
   std::vector<Tensor> tensors;
 
   TinyWeights(uint64_t seed, int32_t format, TinyShape tiny = {}) : shape(std::move(tiny)) {
     Random random{seed};
+    for (int32_t i = 0; i < kHeadDim / 2; ++i) frequencies.push_back(1.0f / static_cast<float>(1 + i * i));
     const auto add = [&](int32_t role, int32_t layer, int32_t id, int64_t rows, int64_t cols, int32_t expert = 0) {
       tensors.push_back({role, layer, expert, id, rows, cols, random_tensor(random, *format_info(id), rows, cols)});
     };
@@ -115,8 +117,6 @@ struct TinyWeights {
   using Model = std::unique_ptr<hd_model, Free>;
 
   hd_config config(int32_t compute, int32_t threads) const {
-    static float frequencies[kHeadDim / 2];
-    for (int32_t i = 0; i < kHeadDim / 2; ++i) frequencies[i] = 1.0f / static_cast<float>(1 + i * i);
     hd_config c{};
     c.n_layers = static_cast<int32_t>(shape.layers.size());
     c.dim = kDim;
@@ -127,7 +127,7 @@ struct TinyWeights {
     c.vocab = kVocab;
     c.norm_eps = 1e-5f;
     c.context = kContext;
-    c.rope_inv_freq = frequencies;
+    c.rope_inv_freq = frequencies.data();
     c.rope_attention_factor = 1;
     c.layers = shape.layers.data();
     c.compute = compute;
