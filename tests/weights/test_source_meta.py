@@ -348,8 +348,8 @@ JSON = st.recursive(
 KEYS = [
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "multiple_of", "ffn_dim_multiplier", "norm_eps",
     "ffn_exp", "rope_theta", "use_scaled_rope", "head_dim", "moe_args", "vision_args", "nope_layer_interval",
-    "floor_scale", "attention_chunk_size", "vision_chunk_size", "vision_num_cross_attention_layers", "model", "lora_args",
-    "moe", "quantization_args", "hidden_dim", "rope_scaling_factor", "sliding_window",
+    "floor_scale", "attention_chunk_size", "vision_chunk_size", "vision_num_cross_attention_layers", "model",
+    "lora_args", "moe", "quantization_args", "hidden_dim", "rope_scaling_factor", "sliding_window",
 ]  # fmt: skip
 
 
