@@ -158,6 +158,28 @@ def test_requests_give_the_native_cores_tokens_alone_and_together(
     assert tokens(Loop(executor_within, Policy(prefill_tokens=17, speculate=3)), *REQUESTS) == expected
 
 
+def test_every_output_position_has_its_own_mask_draw_and_history(
+    executor: TorchExecutor, peer: native.NativeExecutor
+) -> None:
+    allowed = [range(10, 200), [123], range(5, 280, 2)]
+    bits = np.zeros((3, 9 * 32), bool)
+    for row, ids in zip(bits, allowed, strict=True):
+        row[list(ids)] = True
+    mask = np.packbits(bits, axis=1, bitorder="little").tobytes()
+    sampling = Sampling(1.2, top_k=50, repetition_penalty=1.3, presence_penalty=0.4, frequency_penalty=0.3, logprobs=2)
+    chosen = set()
+    for seed in range(6):
+        chunk = Chunk(
+            0, array("i", PROMPT), 0, array("i", range(3)), 3, Want.TOKEN, sampling, seed, step=4,
+            history=array("i", PROMPT[:-2]), prompt_tokens=60, mask=mask,
+        )  # fmt: skip
+        output = run(executor, chunk)
+        same(output, run(peer, chunk))
+        assert all(token in ids for token, ids in zip(output.tokens, allowed, strict=True))
+        chosen.add(output.tokens)
+    assert len(chosen) > 1
+
+
 class Within:
     """An executor that says it holds less, so that the scheduler has to be inventive."""
 
