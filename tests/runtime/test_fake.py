@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import pytest
 
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Limits, Want
-from herder.core.request import Sampling
+from herder.core.config import LayerPlan
+from herder.core.request import Image, Sampling
 from herder.runtime.fake import FakeExecutor, FakeModel, reference
 
 LIMITS = Limits(pages=8, context=256, batch_tokens=256, batch_chunks=4, vocab=1000)
@@ -92,3 +94,60 @@ def test_a_mask_is_obeyed() -> None:
         mask[token // 8] = 1 << token % 8
         masked = Chunk(0, array("i", TEXT), 0, array("i", [0, 1, 2]), 1, Want.TOKEN, Sampling(), mask=bytes(mask))
         assert run(FakeExecutor(LIMITS), masked) == [(token,)]
+
+
+# Layers of bounded reach, images -------------------------------------------------------------------------------------
+
+LOCAL = replace(LIMITS, local_pages=6, local=LayerPlan(window=PAGE_TOKENS), images=True)
+
+
+def local_chunk(tokens: list[int], start: int, local_pages: list[int], images: tuple[Image, ...] = ()) -> Chunk:
+    pages = array("i", [0, 1, 2])
+    return Chunk(0, array("i", tokens), start, pages, 1, Want.TOKEN, Sampling(), local_pages=array("i", local_pages),
+                 images=images)  # fmt: skip
+
+
+def test_the_state_forgets_nothing_and_sees_its_window_twice() -> None:
+    """All entries count for every position, those of the window once more: where a table is wrong, it shows."""
+    model = FakeModel(1000, local=LOCAL.local)
+    want = [tuple(reference(model, TEXT, 1, Sampling(), 0))]
+    assert want != [tuple(reference(FakeModel(1000), TEXT, 1, Sampling(), 0))]
+    executor = FakeExecutor(LOCAL)
+    run(executor, local_chunk(TEXT[:50], 0, [5, 3, -1]))
+    assert run(executor, local_chunk(TEXT[50:], 50, [5, 3, 4])) == want
+    last = local_chunk(TEXT[-1:], len(TEXT) - 1, [-1, 3, 4])
+    assert run(executor, last) == want
+    wrong = local_chunk(TEXT[-1:], len(TEXT) - 1, [-1, 2, 4])
+    assert run(executor, wrong) != want
+    assert run(FakeExecutor(replace(LIMITS, local=LOCAL.local)), chunk(TEXT, 0, [0, 1, 2])) == want, "one pool for both"
+
+
+@pytest.mark.parametrize(
+    ("local_pages", "message"),
+    [
+        ([5, 3, 4], "a local page that no position can see"),
+        ([-1, -1, 4], "a local page is missing"),
+        ([-1, 3, -1], "a local page is missing"),
+        ([-1, 3], "differ in length"),
+    ],
+)
+def test_local_pages_that_are_kept_too_long_or_given_back_too_early(local_pages: list[int], message: str) -> None:
+    executor = FakeExecutor(LOCAL)
+    with pytest.raises(AssertionError, match=message):
+        executor.launch(Batch((local_chunk(TEXT[-1:], len(TEXT) - 1, local_pages),)))
+
+
+def test_an_image_counts_from_its_first_position_on() -> None:
+    model = FakeModel(1000)
+    answers = set()
+    for key in (1, 2):
+        for positions in ((0, 1), (40, 41), (40, 50), (len(TEXT) - 1,)):
+            shown = (Image(None, (1, 1), positions, bytes([key]) * 32),)
+            want = reference(model, TEXT, 1, Sampling(), 0, images=shown)
+            executor = FakeExecutor(replace(LIMITS, images=True))
+            for start, end in ((0, 41), (41, len(TEXT))):
+                part = replace(chunk(TEXT[start:end], start, [0, 1, 2]), images=shown if positions[0] < end else ())
+                got = run(executor, part)
+            assert got == [tuple(want)]
+            answers.add(tuple(want))
+    assert len(answers) == 8
