@@ -106,6 +106,12 @@ def _tokenizer_json(words: Words) -> dict[str, Any]:
     ]
     plain = {_text(token): i for i, token in enumerate(words.tokens) if token and i not in words.kinds}
     apart = {str(token["content"]) for token in added}
+    # `tokenizers` numbers added tokens after the model's, whatever their ids: what lies before the last of the model's
+    # must be there too, and ids without a token must have one.
+    last, end = max(plain.values()), max([0, *(int(str(token["id"])) for token in added)])
+    within = {str(token["content"]): int(str(token["id"])) for token in added if int(str(token["id"])) < last}
+    taken = {*plain.values(), *(int(str(token["id"])) for token in added)}
+    within |= {f"[PAD{i}]": i for i in range(end) if i not in taken}
     return {
         "version": "1.0",
         "truncation": None,
@@ -118,7 +124,7 @@ def _tokenizer_json(words: Words) -> dict[str, Any]:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": split.ignore_merges, "vocab": plain, "merges": list(_usable(words.merges, plain, apart)),
+            "ignore_merges": split.ignore_merges, "vocab": plain | within, "merges": list(_usable(words.merges, plain, apart)),
         },
     }  # fmt: skip
 
