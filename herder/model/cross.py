@@ -14,7 +14,8 @@ from herder.core.config import ModelConfig
 from herder.model.attention import attention
 from herder.model.feed_forward import FeedForward
 from herder.model.images import Sight
-from herder.model.llama import Pass, RMSNorm
+from herder.model.norm import RMSNorm
+from herder.model.state import Pass
 
 
 class CrossLayer(nn.Module):

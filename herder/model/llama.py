@@ -2,73 +2,24 @@
 
 Touvron et al. 2023 (arXiv:2302.13971) and its successors: pre-norm RMSNorm, rotary positions, grouped-query attention,
 SwiGLU or a mixture of experts. Attributes are named so that the parameters of `state_dict()` have their canonical names
-(herder/weights/names.py). State is an argument: what was said before comes as a Cache.
+(herder/weights/names.py). State is an argument: what was said before comes as a Cache (state.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Protocol
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from herder.core.config import LayerPlan, ModelConfig
-from herder.model.attention import attention, visible
+from herder.model.attention import attention
+from herder.model.cross import CrossLayer
 from herder.model.feed_forward import FeedForward
 from herder.model.images import Images
 from herder.model.moe import MixtureOfExperts
+from herder.model.norm import RMSNorm, normalized
 from herder.model.rope import Rope, rotate
-
-
-class Cache(Protocol):
-    """Keys and values of earlier tokens. It knows which sequence each token of the batch belongs to."""
-
-    def attend(self, layer: int, plan: LayerPlan, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Keeps k and v (tokens, kv_heads, head_dim) of the batch's tokens, and gives the attention of q (tokens,
-        heads, head_dim) over the keys of its sequence that the plan lets it see, in q's shape."""
-        ...
-
-
-@dataclass(slots=True)
-class Pass:
-    """What all layers of one forward pass share. rotation: (cos, sin), see Rope. temperature: (..., 1, 1) or None.
-    causal: positions are 0, 1, 2, ..."""
-
-    positions: Tensor
-    causal: bool
-    rotation: tuple[Tensor, Tensor]
-    temperature: Tensor | None
-    cache: Cache | None
-    images: Images | None
-    masks: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict)
-
-    def mask(self, plan: LayerPlan) -> Tensor | None:
-        """visible() among the pass's own tokens, made once for layers of equal reach; None where it is just causal."""
-        if self.causal and not plan.local:
-            return None
-        reach = plan.window, plan.chunk
-        if reach not in self.masks:
-            self.masks[reach] = visible(plan, self.positions, self.positions)
-        return self.masks[reach]
-
-
-class RMSNorm(nn.Module):
-    """Zhang and Sennrich 2019 (arXiv:1910.07467)."""
-
-    def __init__(self, dim: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        return normalized(x, self.eps) * self.weight
-
-
-def normalized(x: Tensor, eps: float) -> Tensor:
-    """x divided by its root mean square over the last axis, computed in float32."""
-    return F.rms_norm(x.float(), x.shape[-1:], eps=eps).to(x.dtype)
+from herder.model.state import Cache, Pass
+from herder.model.vision.encoder import make_projector, make_tower
 
 
 class Attend(nn.Module):
@@ -138,7 +89,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.embedding_rows or config.vocab, config.dim)
-        self.layers = nn.ModuleList(make_layer(config, layer) for layer in range(config.layers))
+        self.layers = nn.ModuleList(
+            CrossLayer(config, layer) if plan.cross else Layer(config, layer) for layer, plan in enumerate(config.plan)
+        )
         self.norm = RMSNorm(config.dim, config.norm_eps)
         self.rope = Rope(config, context)
 
@@ -175,15 +128,6 @@ class Decoder(nn.Module):
         return (1 + scale * torch.log(steps + 1))[..., None, None]
 
 
-def make_layer(config: ModelConfig, layer: int) -> nn.Module:
-    """Called with (x, Pass), a layer gives x again. Those that cross-attend read Pass.images."""
-    if config.plan[layer].cross:
-        from herder.model.cross import CrossLayer
-
-        return CrossLayer(config, layer)
-    return Layer(config, layer)
-
-
 class Llama(nn.Module):
     """A language model: decoder and head. context: the longest sequence it will be asked for, tokens."""
 
@@ -195,8 +139,6 @@ class Llama(nn.Module):
         if config.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         if config.vision is not None:
-            from herder.model.vision.encoder import make_projector, make_tower
-
             self.vision_model = make_tower(config.vision)
             self.multi_modal_projector = make_projector(config.vision, config.dim)
 

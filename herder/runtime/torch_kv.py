@@ -80,7 +80,7 @@ class _View:
 
 
 class BatchCache:
-    """The Cache (herder/model/llama.py) of one batch. before_layer is called before each layer, and may raise."""
+    """The Cache (herder/model/state.py) of one batch. before_layer is called before each layer, and may raise."""
 
     def __init__(
         self,

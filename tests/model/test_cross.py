@@ -10,7 +10,7 @@ import torch
 from herder.core.config import LayerPlan
 from herder.model.cross import CrossLayer
 from herder.model.images import Images, Sight
-from herder.model.llama import Pass
+from herder.model.state import Pass
 from tests.tiny import tiny_config
 
 pytestmark = pytest.mark.oracle
