@@ -38,15 +38,21 @@ class Problem:
     retry_after: float | None = None
 
 
+def _unspelled(token: int) -> bytes:
+    raise AssertionError(f"token {token} is to be spelled, but this context has no vocabulary")
+
+
 @dataclass(frozen=True, slots=True)
 class Context:
     """What an answer says about itself. id: unique, without a prefix. created: seconds since the epoch. model: the name
-    that the client asked for. request: the parsed body, for dialects that echo it."""
+    that the client asked for. body: the parsed body, for dialects that echo it. token_bytes: the exact bytes of a token
+    (a control token's are its spelling), for dialects that spell log-probabilities."""
 
     id: str
     created: int
     model: str
     body: Mapping[str, Any] = field(default_factory=dict)
+    token_bytes: Callable[[int], bytes] = _unspelled
 
 
 class Encoder(Protocol):
