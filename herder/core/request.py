@@ -6,7 +6,7 @@ import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from herder.core.errors import UsageError
 
@@ -101,11 +101,53 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True)
+class Constraint:
+    """What an answer must be. kind "json": any JSON object; "schema": JSON that the JSON Schema `value` admits (a
+    mapping); "regex": text that the regular expression `value` matches whole; "choice": one of the strings of `value`;
+    "lark": what a grammar in llguidance's kind of Lark admits. text/grammar.py compiles it; one that cannot be compiled
+    is the caller's error and never dropped."""
+
+    kind: Literal["json", "schema", "regex", "choice", "lark"]
+    value: Any = None
+
+
+class Grammar(Protocol):
+    """What the tokens of an output may be, at the place that has been reached. One object belongs to one request.
+
+    Where the output may end, and only there, the mask allows the grammar's end tokens, which the engine takes for stop
+    tokens. Any method may raise UsageError: the grammar has become too complex for its limits.
+    """
+
+    def mask(self) -> bytes:
+        """The tokens allowed next: ceil(vocab / 32) little-endian uint32 words, bit set = allowed; never all zero."""
+        ...
+
+    def accept(self, token: int) -> bool:
+        """Goes on by a token; False, and nothing changes, for one that is not allowed."""
+        ...
+
+    def rollback(self, tokens: int) -> None:
+        """Takes the last so many accepted tokens back."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """Whether the output is whole and nothing can follow."""
+        ...
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end the output; accept() is not called with them."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What the engine runs: tokens in, tokens out. Text lives above (text/, chat/).
 
     stop_tokens end the generation and are not part of the output. max_tokens None: as long as the context holds.
     priority: lower runs first; equal priorities are served in order of arrival.
+    grammar: what the output must be, at its beginning; the request owns it. An output that is complete ends (STOP).
     """
 
     prompt: tuple[int, ...]
@@ -114,6 +156,7 @@ class Request:
     stop_tokens: frozenset[int] = frozenset()
     priority: int = 0
     images: tuple[Image, ...] = ()
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

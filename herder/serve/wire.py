@@ -7,20 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from herder.chat.message import Message, Tool
+from herder.core.request import Constraint as Constraint
 from herder.core.request import TokenLogprob
 
 Reason = Literal["stop", "length", "tool_calls", "content_filter"]
-
-
-@dataclass(frozen=True, slots=True)
-class Constraint:
-    """What the answer must be. kind "json": any JSON object; "schema": JSON that the JSON Schema `value` admits (a
-    mapping); "regex": a regular expression that matches the whole answer; "choice": one of the strings of `value`;
-    "lark": a grammar in Lark's notation, as llguidance reads it. A constraint that cannot be compiled is the caller's
-    error; it is never dropped."""
-
-    kind: Literal["json", "schema", "regex", "choice", "lark"]
-    value: Any = None
 
 
 @dataclass(frozen=True, slots=True)
