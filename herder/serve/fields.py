@@ -9,8 +9,9 @@ docs/dialects.md is written from these tables, and a test compares them with the
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from herder.core.errors import UsageError
@@ -34,6 +35,26 @@ class Field:
     neutral: tuple[Any, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Every field of one request. request: method and path, as a reader knows them ("POST /v1/chat/completions").
+    source: where the vendor defines it, a type of its client. fields: the vendor's, all of them; an object's own fields
+    stand after it, except inside a refused one. extensions: fields that others have added to this API and that we take.
+    """
+
+    request: str
+    source: str
+    fields: tuple[Field, ...]
+    extensions: tuple[Field, ...] = ()
+    _levels: dict[str, dict[str, Field]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def level(self, path: str) -> Mapping[str, Field]:
+        """The fields of one object ("" or "tools[]."), by their names in it."""
+        if path not in self._levels:
+            self._levels[path] = _level((*self.fields, *self.extensions), path)
+        return self._levels[path]
+
+
 class FieldError(UsageError):
     """A request's field is unknown, refused or wrong. field: its path, for the vendors' error shapes."""
 
@@ -55,29 +76,35 @@ def refused(name: str, note: str, *neutral: Any) -> Field:
 
 
 def checked(
-    body: Mapping[str, Any], table: Sequence[Field], dropped: list[str] | None = None, path: str = ""
+    body: Mapping[str, Any], table: Table | Sequence[Field], dropped: list[str] | None = None, path: str = ""
 ) -> dict[str, Any]:
     """The fields of one object (`path` "" or "stream_options." or "tools[0].") that are to be honoured.
 
     dropped None: an unknown or refused field raises FieldError. A list: such fields are left out and named in it.
     Fields of inner objects stand in the table under their whole name, with [] for any index.
     """
-    general = _without_indices(path)
-    known = {f.name.removeprefix(general): f for f in table if f.name.startswith(general)}
+    general = _INDEX.sub("[]", path)
+    known = table.level(general) if isinstance(table, Table) else _level(table, general)
     kept = {}
     for name, value in body.items():
-        field = known.get(name)
-        if field is not None and field.status is not Status.REFUSED:
+        entry = known.get(name)
+        if entry is not None and entry.status is not Status.REFUSED:
             kept[name] = value
-        elif field is None or not any(value is n or (value == n and type(value) is type(n)) for n in field.neutral):
+        elif entry is None or not any(value is n or (value == n and type(value) is type(n)) for n in entry.neutral):
+            # A stranger's name goes into errors and headers: one short line of ASCII.
+            whole = path + (name if entry or _PLAIN.fullmatch(name) else ascii(name)[:64])
             if dropped is None:
-                why = "is not a field of this API" if field is None else f"is not supported: {field.note}"
-                raise FieldError(f"{path}{name} {why}", path + name)
-            dropped.append(path + name)
+                why = "is not a field of this API" if entry is None else f"is not supported: {entry.note}"
+                raise FieldError(f"{whole} {why}", whole)
+            dropped.append(whole)
     return kept
 
 
-def _without_indices(path: str) -> str:
-    import re
+_INDEX = re.compile(r"\[\d+\]")
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_$-]{0,63}")
 
-    return re.sub(r"\[\d+\]", "[]", path)
+
+def _level(fields: Iterable[Field], path: str) -> dict[str, Field]:
+    """The fields right inside `path`; those of objects further in have a dot or a bracket left in their names."""
+    inside = ((f.name.removeprefix(path), f) for f in fields if f.name.startswith(path))
+    return {name: f for name, f in inside if name and "." not in name and "[" not in name}
