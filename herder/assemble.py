@@ -77,6 +77,48 @@ def load(
         return _assemble(files, mechanism, context, kv_memory, speculate, template, chat_format, progress)
 
 
+class Footprint(NamedTuple):
+    """What loading a model would take. weights, kv: bytes. context: tokens. sequence: bytes of KV cache of one sequence
+    of the full context."""
+
+    weights: int
+    kv: int
+    context: int
+    sequence: int
+
+
+def footprint(
+    files: ModelFiles,
+    *,
+    runtime: str = "native",
+    device: str = "auto",
+    dtype: str = "auto",
+    context: int | None = None,
+    kv_memory: int | None = None,
+    available: int | None = None,
+) -> Footprint:
+    """The memory that load() with the same options would use where `available` bytes are free (None: as many as there
+    are now). Raises what load() raises for a model that does not fit."""
+    check_runtime(runtime, device, dtype)
+    mechanism = _torch(files, dtype, device, 0) if runtime == "torch" else _native(files, dtype, 0)
+    free = [value for value in (available, mechanism.available) if value is not None]
+
+    def plan(kv_bytes: int | None) -> KVPlan:
+        return plan_kv(
+            files.config,
+            mechanism.weights,
+            context=context,
+            kv_memory=kv_bytes,
+            bytes_per_value=mechanism.bytes_per_value,
+            available=min(free, default=None),
+            batch_tokens=mechanism.batch_tokens,
+            sequences=mechanism.sequences,
+        )
+
+    kv = plan(kv_memory)
+    return Footprint(mechanism.weights, kv.bytes, kv.context, kv.bytes if kv_memory is None else plan(None).bytes)
+
+
 def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto") -> None:
     """Raises UsageError for a runtime that is none, or a device or dtype that it does not have."""
     if runtime not in DTYPES:

@@ -163,14 +163,14 @@ class LLM:
         whole. suffix_first: the suffix stands first in the prompt (SPM), and not the prefix (PSM). Greedy unless the
         options say otherwise. Raises UnsupportedModel when the model's vocabulary has no tokens for it.
         """
-        request, assembly = self._generation(self._infilling(prefix, suffix, suffix_first), options)
+        request, assembly = self._generation(self.infill_tokens(prefix, suffix, suffix_first), options)
         return CompletionStream(self.engine.submit(request), assembly)
 
     async def ainfill(
         self, prefix: str, suffix: str, *, suffix_first: bool = False, **options: Unpack[Options]
     ) -> AsyncCompletionStream:
         """infill() for asyncio: `await` it, then `async for` over what it gave, or `await` its result()."""
-        request, assembly = self._generation(self._infilling(prefix, suffix, suffix_first), options)
+        request, assembly = self._generation(self.infill_tokens(prefix, suffix, suffix_first), options)
         return AsyncCompletionStream(self.engine.submit_async(request), assembly)
 
     @overload
@@ -254,7 +254,7 @@ class LLM:
         The first token has none, so the list begins with the second; a text gets BOS first where the model wants it,
         and then each of its own tokens has one.
         """
-        tokens = self._tokens(text)
+        tokens = self.tokens(text)
         scores: list[float] = []
         for event in self._evaluate(Evaluation(tokens, "scores")):
             scores.extend(event.scores)
@@ -264,7 +264,7 @@ class LLM:
         """The logits after each token: float32, shape (tokens, vocabulary)."""
         import numpy as np
 
-        ids = self._tokens(tokens)
+        ids = self.tokens(tokens)
         rows = np.empty((len(ids), self.config.vocab), np.float32)
         for event in self._evaluate(Evaluation(ids, "logits")):
             piece = np.frombuffer(event.logits, np.float32).reshape(-1, self.config.vocab)
@@ -284,7 +284,7 @@ class LLM:
         import numpy as np
 
         many = [texts] if isinstance(texts, str) else texts
-        requests = [Evaluation(self._tokens(text), "hidden") for text in many]
+        requests = [Evaluation(self.tokens(text), "hidden") for text in many]
         streams = [self.engine.submit(request) for request in requests]  # all of them, so that they share batches
         rows = np.zeros((len(requests), self.config.dim), np.float32)
         for row, stream, request in zip(rows, streams, requests, strict=True):
@@ -300,13 +300,14 @@ class LLM:
     def _evaluate(self, request: Evaluation) -> Iterator[Evaluated]:
         return _results(self.engine.submit(request))
 
-    def _tokens(self, text: Prompt) -> tuple[int, ...]:
+    def tokens(self, text: Prompt) -> tuple[int, ...]:
         """Token ids as given, or those of a plain text, BOS first where the model wants it."""
         if isinstance(text, str):
             return tuple(self.tokenizer.encode(text, bos=self.tokenizer.add_bos))
         return tuple(int(token) for token in text)
 
-    def _infilling(self, prefix: str, suffix: str, suffix_first: bool) -> list[int]:
+    def infill_tokens(self, prefix: str, suffix: str, suffix_first: bool = False) -> list[int]:
+        """The prompt of infill(). Raises UnsupportedModel when the model has no tokens for it."""
         from herder.chat.codellama import infill_prompt
 
         return infill_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first).encode(self.tokenizer)
@@ -314,11 +315,15 @@ class LLM:
     def _generation(self, prompt: Prompt, options: Options) -> tuple[Request, Assembly]:
         if options.get("format_options"):
             raise UsageError("format_options are of chats: a plain text has no format")
-        request, stops = self._request(self._tokens(prompt), options, Sampling())
+        request, stops = self.request(self.tokens(prompt), options, Sampling())
         text = TextStream(self.tokenizer, stop=stops, start=False)
         return request, Assembly(text, self.tokenizer.token)
 
-    def _conversation(self, messages: Messages, tools: Tools, options: Options) -> tuple[Request, Assembly]:
+    def render(
+        self, messages: Messages, tools: Tools = (), format_options: Mapping[str, Any] | None = None
+    ) -> tuple[tuple[int, ...], tuple[Image, ...]]:
+        """A conversation's prompt as chat() makes it: the token ids, up to where the assistant begins to speak, and the
+        images at their places. Raises what chat() raises."""
         chat_format = self.chat_format
         if chat_format is None:
             raise self._chat_refusal or UnsupportedModel(
@@ -327,20 +332,27 @@ class LLM:
         from herder.chat.message import read_messages, read_tools
         from herder.prompt_images import PromptImages
 
-        functions = read_tools(tools)
         pictures = PromptImages(read_messages(messages), self.config, self.engine.limits.images, self._preparer)
-        given = dict(options.get("format_options") or {})
+        given = dict(format_options or {})
         if taken := given.keys() & {"messages", "tools", "add_generation_prompt", "learn"}:
             raise UsageError(f"format_options has {min(taken)!r}, which is no option of a chat format")
-        prompt = chat_format.render(pictures.messages, tools=functions or None, **given)
-        tokens = prompt.encode(self.tokenizer)
-        images = pictures.placed(tokens, prompt.images)
-        request, stops = self._request(tuple(tokens), options, self.chat_sampling, images)
+        prompt = chat_format.render(pictures.messages, tools=read_tools(tools) or None, **given)
+        tokens = tuple(prompt.encode(self.tokenizer))
+        return tokens, pictures.placed(tokens, prompt.images)
+
+    def _conversation(self, messages: Messages, tools: Tools, options: Options) -> tuple[Request, Assembly]:
+        from herder.chat.message import read_tools
+
+        functions = read_tools(tools)
+        tokens, images = self.render(messages, functions, options.get("format_options"))
+        request, stops = self.request(tokens, options, self.chat_sampling, images)
         names = [function.name for function in functions]
         text = TextStream(self.tokenizer, stop=stops)
+        chat_format = self.chat_format
+        assert chat_format is not None  # render() would have refused
         return request, Assembly(text, self.tokenizer.token, lambda answer: chat_format.parse(answer, tools=names))
 
-    def _request(
+    def request(
         self, prompt: tuple[int, ...], options: Options, defaults: Sampling, images: tuple[Image, ...] = ()
     ) -> tuple[Request, tuple[str, ...]]:
         """The engine's request and the stop strings, from what the caller said and the defaults."""

@@ -43,7 +43,8 @@ class Engine:
     def submit(self, request: Request | Evaluation) -> Stream:
         """Starts a request. Raises UsageError or ContextOverflow at once if it could never run."""
         stream = Stream()
-        stream._abort = self._worker.submit(request, stream._events.put)
+        entry = self._worker.submit(request, stream._events.put)
+        stream._abort = partial(self._worker.abort, entry)
         return stream
 
     def submit_async(self, request: Request | Evaluation) -> AsyncStream:
@@ -63,7 +64,9 @@ class Engine:
             if target is not None:
                 target._deliver(event)
 
-        stream._abort = self._worker.submit(request, partial(mailbox.post, deliver))
+        entry = self._worker.submit(request, partial(mailbox.post, deliver))
+        stream._abort = partial(self._worker.abort, entry)
+        stream._cached = entry.cached_tokens
         return stream
 
     def stats(self) -> Stats:
@@ -91,8 +94,8 @@ class _Worker:
         self._closed = False
         self._stopping = False
 
-    def submit(self, request: Request | Evaluation, sink: Sink) -> Command:
-        """Puts a request into the inbox; returns what aborts it."""
+    def submit(self, request: Request | Evaluation, sink: Sink) -> _Entry:
+        """Puts a request into the inbox."""
         check(request, self.loop.limits)
         seed = 0
         if isinstance(request, Request):
@@ -109,7 +112,10 @@ class _Worker:
                 self._thread = threading.Thread(target=self._run, name="herder-engine", daemon=True)
                 self._thread.start()
             self._inbox.put(partial(self._add, entry))
-        return partial(self._inbox.put, partial(self._abort, entry))
+        return entry
+
+    def abort(self, entry: _Entry) -> None:
+        self._inbox.put(partial(self._abort, entry))
 
     def close(self) -> None:
         with self._lock:
@@ -172,3 +178,6 @@ class _Entry:
         self.seed = seed
         self.submitted = submitted
         self.sequence: Sequence | None = None
+
+    def cached_tokens(self) -> int:
+        return max(0, self.sequence.cached_tokens) if self.sequence is not None else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -65,7 +65,21 @@ class AsyncStream:
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
         self._abort: Callable[[], None] | None = None
+        self._cached: Callable[[], int] | None = None
         self.finished: Finished | None = None
+
+    @property
+    def cached_tokens(self) -> int:
+        """Prompt tokens found in the prefix cache: right from the first token on, 0 before."""
+        return 0 if self._cached is None else self._cached()
+
+    def take(self) -> list[Event]:
+        """The events that have come and were not read yet; possibly none."""
+        events = list(self._events)
+        self._events.clear()
+        if events and isinstance(events[-1], Finished):
+            self.finished = events[-1]
+        return events
 
     def __aiter__(self) -> AsyncStream:
         return self
@@ -109,6 +123,25 @@ class AsyncStream:
         self._events.append(event)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+async def ready(streams: Collection[AsyncStream]) -> None:
+    """Waits until one of these streams, all of one event loop and none of them finished, has an event to take()."""
+    waiter: asyncio.Future[None] | None = None
+    for stream in streams:
+        if stream._events:
+            return
+        waiter = waiter or stream._mailbox.loop.create_future()
+    if waiter is None:
+        return
+    for stream in streams:
+        assert stream._waiter is None, "two readers of one stream"
+        stream._waiter = waiter
+    try:
+        await waiter
+    finally:
+        for stream in streams:
+            stream._waiter = None
 
 
 class Mailbox:
