@@ -20,6 +20,9 @@ from herder.serve.fields import Status, Table
 
 _WRAPPERS = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
 
+# typing_extensions has its own before Python 3.12.
+_ALIASES = tuple({typing_extensions.TypeAliasType, getattr(typing, "TypeAliasType", typing_extensions.TypeAliasType)})
+
 
 def paths(kind: Any, prefix: str = "", *, names: Mapping[str, str] | None = None) -> set[str]:
     """Every field of a type, those of inner objects too. A type inside itself is not entered again.
@@ -70,9 +73,7 @@ def _inside(path: str, outer: str) -> bool:
 def _walk(kind: Any, path: str, names: Mapping[str, str], within: tuple[Any, ...]) -> Iterator[str]:
     origin = typing.get_origin(kind)
     arguments = typing.get_args(kind)
-    if isinstance(kind, typing.TypeAliasType if hasattr(typing, "TypeAliasType") else ()) or isinstance(
-        kind, typing_extensions.TypeAliasType
-    ):
+    if isinstance(kind, _ALIASES):
         yield from _walk(kind.__value__, path, names, within)
     elif origin is typing.Annotated or origin in _WRAPPERS:
         yield from _walk(arguments[0], path, names, within)
