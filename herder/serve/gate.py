@@ -13,17 +13,20 @@ from herder.serve.dialect import Problem
 @dataclass(frozen=True, slots=True)
 class Principal:
     """Who asks. key: the key's name, a label of metrics, logs and usage rows, never the secret; "" without keys.
-    models: the served names that it may use, None for all. administers: whether it may fetch and delete models."""
+    models: the served names that it may use, None for all. administers: whether it may fetch and delete models.
+    address: of the client, for the audit log."""
 
     key: str = ""
     models: frozenset[str] | None = None
     administers: bool = True
+    address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
     """What one request has used. path: the route's, in Starlette's notation. status: of the HTTP response; 499 when the
-    client went away. seconds: from the request's head to the answer's end."""
+    client went away. seconds: from the request's head to the answer's end. prompt: its text, only where the
+    configuration says that prompts are logged."""
 
     request_id: str
     path: str
@@ -33,6 +36,7 @@ class Usage:
     cached_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    prompt: str | None = None
 
 
 class Gate(Protocol):
@@ -48,7 +52,12 @@ class Gate(Protocol):
         ...
 
     async def record(self, principal: Principal, usage: Usage) -> None:
-        """What an admitted request has used."""
+        """What an admitted request has used; awaited before the end of the answer is sent, so that what a client has
+        seen finished is never lost. What is recorded stays so when the caller is cancelled."""
+        ...
+
+    async def close(self) -> None:
+        """Writes what is left and gives files back."""
         ...
 
 
@@ -56,10 +65,18 @@ class Open:
     """Everybody may do everything: a server without keys, which listens on this machine only."""
 
     async def authorize(self, connection: HTTPConnection) -> Principal | Problem:
-        return Principal()
+        return Principal(address=address_of(connection))
 
     async def admit(self, principal: Principal, model: str) -> Problem | None:
         return None
 
     async def record(self, principal: Principal, usage: Usage) -> None:
         pass
+
+    async def close(self) -> None:
+        pass
+
+
+def address_of(connection: HTTPConnection) -> str:
+    """The client's, as the socket has it or as a trusted proxy names it (uvicorn's proxy_headers)."""
+    return connection.client.host if connection.client is not None else ""
