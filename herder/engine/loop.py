@@ -13,7 +13,7 @@ from dataclasses import replace
 from time import monotonic
 
 from herder.core.batch import Batch, Chunk, Executor, Output, Want
-from herder.core.request import Evaluated, Evaluation, Finished, FinishReason, NewToken, Request
+from herder.core.request import Evaluated, Evaluation, Finished, FinishReason, Grammar, NewToken, Request
 from herder.engine.metrics import Counters, Stats
 from herder.engine.scheduler import Item, Policy, Scheduler
 from herder.engine.sequence import Sequence, Sink
@@ -73,14 +73,17 @@ class Loop:
         items = self.scheduler.plan()
         if not items:
             return False
-        chunks = []
+        masks: dict[int, bytes] = {}
         started = monotonic()
         for item in items:
             sequence = item.sequence
             if not sequence.scheduled:
                 sequence.scheduled = started
                 self.counters.cached_tokens += sequence.cached_tokens
-            chunks.append(sequence.chunk(item.count, item.drafts))
+        items = [item for item in items if self._constrain(item, masks)]
+        if not items:
+            return True
+        chunks = [item.sequence.chunk(item.count, item.drafts, masks.get(item.sequence.arrival)) for item in items]
         counters = self.counters
         counters.steps += 1
         batch = Batch(tuple(chunks))
@@ -158,13 +161,33 @@ class Loop:
             if token in sequence.stop_tokens:
                 self._finish(sequence, FinishReason.STOP, stop_token=token)
                 return
+            grammar = sequence.grammar
+            if grammar is not None and (error := _refused(grammar, token)) is not None:
+                self._finish(sequence, FinishReason.ERROR, error=error)
+                return
             sequence.append(token)
             counters.generated_tokens += 1
             self._send(sequence, NewToken(token, logprobs[index] if logprobs else None))
+            if grammar is not None and grammar.complete:
+                self._finish(sequence, FinishReason.STOP)
+                return
             if len(sequence.tokens) >= sequence.tokens_limit:
                 self._finish(sequence, FinishReason.LENGTH)
                 return
         self.scheduler.computed(sequence)
+
+    def _constrain(self, item: Item, masks: dict[int, bytes]) -> bool:
+        """Adds the masks of an item whose sequence has a grammar, by arrival, and shortens its drafts to what the
+        grammar allows; False when the grammar has failed, which ends that sequence alone."""
+        sequence = item.sequence
+        if sequence.grammar is None or item.count != sequence.remaining:
+            return True
+        try:
+            masks[sequence.arrival], item.drafts = sequence.masks(item.drafts)
+        except Exception as error:
+            self._finish(sequence, FinishReason.ERROR, error=error)
+            return False
+        return True
 
     def _report(self, sequence: Sequence, chunk: Chunk, output: Output) -> None:
         first = sequence.reports_from
@@ -212,6 +235,14 @@ class Loop:
     def _drop(self, sequence: Sequence) -> None:
         sequence.finished = True
         self.scheduler.remove(sequence)
+
+
+def _refused(grammar: Grammar, token: int) -> Exception | None:
+    """Takes the grammar on by a token; what is wrong, if anything is."""
+    try:
+        return None if grammar.accept(token) else RuntimeError(f"the executor chose token {token} against the mask")
+    except Exception as error:
+        return error
 
 
 class _SinkError(Exception):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from herder.cache.pages import reach_pages
 from herder.core.batch import PAGE_TOKENS, Chunk, Limits, Want
 from herder.core.errors import ContextOverflow, UnsupportedModel, UsageError
-from herder.core.request import Evaluation, Event, Image, Request, Sampling, Timings, Usage
+from herder.core.request import Evaluation, Event, Grammar, Image, Request, Sampling, Timings, Usage
 
 if TYPE_CHECKING:
     from herder.cache.prefix import Node
@@ -49,6 +49,7 @@ class Sequence:
         "end",
         "finished",
         "first_token",
+        "grammar",
         "images",
         "key",
         "last_token",
@@ -99,11 +100,15 @@ class Sequence:
         self.sampling: Sampling | None = None
         self.stop_tokens: frozenset[int] = frozenset()
         self.speculator: Speculator | None = None
+        self.grammar: Grammar | None = None
         self.end = len(prompt)
         if isinstance(request, Request):
             self.want = Want.TOKEN
             self.sampling = request.sampling
             self.stop_tokens = request.stop_tokens
+            if request.grammar is not None:
+                self.grammar = request.grammar
+                self.stop_tokens |= request.grammar.end_tokens
             self.reports_from = self.end - 1
             room = capacity(limits)
             self.tokens_limit = room if request.max_tokens is None else min(room, self.end + request.max_tokens)
@@ -130,7 +135,30 @@ class Sequence:
         self.reports_from = self.end
         self.end += 1
 
-    def chunk(self, count: int, drafts: array[int] | None = None) -> Chunk:
+    def masks(self, drafts: array[int] | None) -> tuple[bytes, array[int] | None]:
+        """What the grammar allows at the next output and after each draft, and the drafts up to the first that it does
+        not allow or that ends the output. Only for a sequence with a grammar whose next chunk has outputs.
+
+        Raises what the grammar raises when it has become too complex.
+        """
+        grammar = self.grammar
+        assert grammar is not None
+        rows = [grammar.mask()]
+        accepted = 0
+        for draft in drafts or ():
+            if draft in self.stop_tokens or not grammar.accept(draft):
+                break
+            accepted += 1
+            if grammar.complete:
+                grammar.rollback(1)
+                accepted -= 1
+                break
+            rows.append(grammar.mask())
+        if accepted:
+            grammar.rollback(accepted)
+        return b"".join(rows), drafts[:accepted] if drafts and accepted else None
+
+    def chunk(self, count: int, drafts: array[int] | None = None, mask: bytes | None = None) -> Chunk:
         """The next `count` tokens to compute, then `drafts`: guesses whose results tell whether they were right."""
         start = self.computed
         stop = start + count
@@ -170,6 +198,7 @@ class Sequence:
             len(self.tokens) - self.prompt_tokens,
             self.tokens if sampling.penalizes else (),
             self.prompt_tokens,
+            mask,
             local_pages=local_pages,
             images=images,
         )

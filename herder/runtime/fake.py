@@ -75,8 +75,10 @@ class FakeModel:
         for biased, bias in sampling.logit_bias:
             if bias >= 100:
                 token = biased
-        while mask and not mask[token // 8] >> (token % 8) & 1:
-            token = (token + 1) % self.vocab
+        if mask and not mask[token // 8] >> (token % 8) & 1:
+            allowed = [token for token in range(self.vocab) if mask[token // 8] >> (token % 8) & 1]
+            assert allowed, "a mask that allows no token"
+            token = allowed[crc32(struct.pack("<II", state, step)) % len(allowed)]  # any of them, not always the first
         return token
 
     def logits(self, state: int) -> list[float]:
@@ -199,6 +201,10 @@ class FakeExecutor:
                 assert len(chunk.targets) == chunk.outputs
             if chunk.want & Want.TOKEN:
                 assert chunk.sampling is not None
+            if chunk.mask is not None:
+                assert len(chunk.mask) == chunk.outputs * (-(-limits.vocab // 32) * 4), (
+                    f"{len(chunk.mask)} bytes of mask"
+                )
         number = self.batches
         self.batches += 1
         return _Ticket(batch, number)
@@ -282,9 +288,9 @@ class FakeExecutor:
         logprobs: list[TokenLogprob] = []
         if want & Want.TOKEN and sampling is not None:
             history = list(chunk.history)
-            words = len(chunk.mask or b"") // max(chunk.outputs, 1)
+            size = -(-model.vocab // 32) * 4
             for index, state in enumerate(states):
-                mask = chunk.mask[index * words : (index + 1) * words] if chunk.mask else b""
+                mask = chunk.mask[index * size : (index + 1) * size] if chunk.mask is not None else b""
                 token = model.sample(
                     state, sampling, chunk.seed, chunk.step + index, history, chunk.prompt_tokens, mask
                 )

@@ -201,6 +201,11 @@ class Tokenizer:
             return spell(spelling)
         return spelling.decode("utf-8", "backslashreplace")
 
+    @property
+    def begins_with_space(self) -> bool:
+        """Whether encoding writes a space of its own before a text, which decoding takes away again."""
+        return self.prefix is not Prefix.NEVER and self._vocabulary.spelling is Spelling.PIECES
+
     def control_tokens(self) -> dict[str, int]:
         """spelling -> id of every control token."""
         return self._vocabulary.of(Kind.CONTROL, Kind.UNKNOWN)
