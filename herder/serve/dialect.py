@@ -46,13 +46,15 @@ def _unspelled(token: int) -> bytes:
 class Context:
     """What an answer says about itself. id: unique, without a prefix. created: seconds since the epoch. model: the name
     that the client asked for. body: the parsed body, for dialects that echo it. token_bytes: the exact bytes of a token
-    (a control token's are its spelling), for dialects that spell log-probabilities."""
+    (a control token's are its spelling), for dialects that spell log-probabilities. fingerprint: changes whenever the
+    same seed may give another text: the version and the model's files."""
 
     id: str
     created: int
     model: str
     body: Mapping[str, Any] = field(default_factory=dict)
     token_bytes: Callable[[int], bytes] = _unspelled
+    fingerprint: str | None = None
 
 
 class Encoder(Protocol):
