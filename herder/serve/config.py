@@ -124,9 +124,7 @@ def parse_config(document: Mapping[str, Any], folder: Path | None = None) -> Con
         name: _table(kind, values.pop(name), f"{name}.") for name, kind in nested.items() if name in values
     }
     config = replace(_table(Config, values, "", leave=("models", *nested)), models=models, **made)
-    config = replace(
-        config, **_absolute(config, ("keys", "responses", "tls_certificate", "tls_key"), folder)
-    )
+    config = replace(config, **_absolute(config, ("keys", "responses", "tls_certificate", "tls_key"), folder))
     logging = replace(config.logging, **_absolute(config.logging, ("audit",), folder))
     return replace(config, logging=logging)
 

@@ -1,0 +1,178 @@
+"""From a configuration to a running server and back: sockets, preloading, the ready line, draining on a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from herder.core.errors import HerderError, StorageError, UnsupportedModel
+from herder.serve.config import Config
+from herder.serve.health import probe
+from herder.serve.log import Log
+from herder.serve.models import Models, Served, load, measure
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from herder.serve.gate import Gate
+    from herder.serve.server import Server
+
+MISSING = "herder serve needs what the base install has not: pip install 'herder[serve]'"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def check_installed() -> None:
+    """Raises UnsupportedModel where the extra is not installed."""
+    from importlib.util import find_spec
+
+    for package in ("starlette", "uvicorn", "prometheus_client"):
+        if find_spec(package) is None:
+            raise UnsupportedModel(MISSING)
+
+
+def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = None) -> Server:
+    """The server of a configuration, on this machine's models. Call it with an event loop running."""
+    from herder.serve.server import Server
+
+    log = log or Log(requests=config.logging.requests, prompts=config.logging.prompts)
+
+    def changed(what: str, served: Served) -> None:
+        values: dict[str, Any] = {"model": served.name}
+        if what == "loaded":
+            values |= {"seconds": round(served.load_seconds, 3), "bytes": served.bytes}
+        elif what == "failed":
+            values["error"] = str(served.failure or "")
+        log.event(what, **values)
+
+    models = Models(
+        config.models,
+        partial(load, offline=config.offline),
+        partial(measure, parallel=config.parallel, offline=config.offline),
+        budget=config.memory,
+        idle=config.idle,
+        changed=changed,
+    )
+    return Server(config, models, gate=gate, log=log)
+
+
+def serve(config: Config, ready: Callable[[str], None], *, gate: Gate | None = None) -> int:
+    """Runs until a signal; returns the exit code. ready: called with one line when the models that are to be there from
+    the start have generated a token. Raises HerderError when they cannot, or the address is taken."""
+    check_installed()
+    return asyncio.Runner(loop_factory=_loop_factory()).run(_serve(config, ready, gate))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # not for this platform: asyncio's own loop
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None) -> int:
+    server = make_server(config, gate=gate)
+    # The models load on a thread while the rest of the web stack is imported here.
+    names = [spec.name for spec in config.models if spec.preload]
+    preloading = asyncio.create_task(_preload(server, names))
+    await asyncio.sleep(0)
+    try:
+        from herder.serve.app import build_app
+
+        web = web_server(config, build_app(server))
+    except BaseException:
+        preloading.cancel()
+        await server.models.close()
+        raise
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if server.draining:  # asked twice: now
+            web.force_exit = True
+        else:
+            server.draining = True
+            server.log.event("draining", seconds=config.limits.drain)
+        web.should_exit = True
+
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop)
+    running = asyncio.create_task(web.serve())
+    try:
+        await asyncio.wait({preloading, running}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            try:
+                await preloading
+                while not web.started and not running.done():
+                    await asyncio.sleep(0.005)
+                if web.started and not web.should_exit:
+                    ready(_ready_line(config, web, server, names))
+            except HerderError:
+                web.should_exit = True
+                await running
+                raise
+        await running
+    except SystemExit:  # uvicorn's way to say that it could not listen; its own log has said why
+        raise StorageError(
+            f"{config.url} cannot be listened on: is another server there? choose another --port"
+        ) from None
+    finally:
+        preloading.cancel()
+        await server.models.close()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
+    server.log.event("stopped")
+    return 0
+
+
+async def _preload(server: Server, names: list[str]) -> None:
+    from time import monotonic
+
+    for name in names:
+        async with server.models.use(name) as llm:
+            await probe(llm)
+        server.metrics.last_token[name] = monotonic()
+
+
+def _ready_line(config: Config, web: uvicorn.Server, server: Server, names: list[str]) -> str:
+    port = web.servers[0].sockets[0].getsockname()[1] if web.servers else config.port
+    url = config.url.rsplit(":", 1)[0] + f":{port}"
+    served = ", ".join(names or [one.name for one in server.models][:4]) or "no model"
+    more = len(config.models) - len(names)
+    beside = f" and {more} more on demand" if names and more else ""
+    keys = "" if config.keys is not None else ", without keys: this machine only"
+    return f"Serving {served}{beside} at {url}{keys}"
+
+
+def web_server(config: Config, app: Any) -> uvicorn.Server:
+    """uvicorn, with nothing of its own: signals, log and headers are ours. Ends streams that outlive the drain."""
+    import uvicorn
+
+    class Quiet(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    return Quiet(
+        uvicorn.Config(
+            app,
+            host=config.host,
+            port=config.port,
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            lifespan="on",
+            ws="none",
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=max(1, round(config.limits.drain)),
+            ssl_certfile=config.tls_certificate,
+            ssl_keyfile=config.tls_key,
+            h11_max_incomplete_event_size=65536,
+        )
+    )

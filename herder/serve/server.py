@@ -1,0 +1,136 @@
+"""The server that handlers see: models, keys, metrics, and how a request gets to use them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from herder.serve import exchange as exchanges
+from herder.serve.body import read_object
+from herder.serve.catalogue import Catalogue
+from herder.serve.config import Config
+from herder.serve.dialect import Call, Context, Dialect, Encoder, Problem
+from herder.serve.exchange import Exchange
+from herder.serve.gate import Gate, Open, Principal
+from herder.serve.log import Log
+from herder.serve.metrics import Metrics
+from herder.serve.models import Models, Served
+from herder.serve.problems import Refusal
+from herder.serve.wire import Answer, ChatRequest, TextRequest
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+
+    from herder.llm import LLM
+    from herder.serve.reply import Reply
+
+CONCURRENT = 64  # requests that a model that is not loaded yet is taken to run at once
+RETRY_LEAST, RETRY_MOST = 1.0, 60.0
+
+Whole = Callable[[ChatRequest | TextRequest, Answer, Context], Mapping[str, Any]]
+Streamed = Callable[[ChatRequest | TextRequest, Context], Encoder]
+
+
+class Server:
+    """What an application serves. A handler of a dialect's Other route gets the Starlette request and this, and returns
+    a Starlette response (or raises Refusal or HerderError, which its dialect then encodes):
+
+    `call = await server.call(request)` is the body, the path's and the query's parameters;
+    `async with server.use(request, name) as llm:` is the model by any of its names, admitted by the key's limits,
+    loaded, and recorded as used;
+    `server.reply(request, wanted, answer, stream)` is the response to a request for text, streamed or not;
+    `server.models` loads and unloads, `server.catalogue` describes; `server.principal(request)` is who asks.
+    `server.extra` holds what modules keep between requests (the store of responses).
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        models: Models,
+        *,
+        gate: Gate | None = None,
+        metrics: Metrics | None = None,
+        log: Log | None = None,
+    ) -> None:
+        self.config = config
+        self.models = models
+        self.catalogue = Catalogue(models, config.offline)
+        self.gate: Gate = gate or Open()
+        self.metrics = metrics or Metrics()
+        self.log = log or Log(requests=False)
+        self.extra: dict[str, Any] = {}
+        self.draining = False
+        self._seconds = 1.0  # how long a request takes, a moving mean
+
+    def principal(self, request: Request) -> Principal:
+        return exchanges.of(request.scope).principal
+
+    async def call(self, request: Request) -> Call:
+        """Reads the request. Raises Refusal."""
+        exchange = exchanges.of(request.scope)
+        body = await read_object(request, self.config.limits)
+        return Call(body, dict(request.path_params), dict(request.query_params), exchange.dropped)
+
+    def context(self, request: Request, model: str, body: Mapping[str, Any], llm: LLM | None = None) -> Context:
+        exchange = exchanges.of(request.scope)
+        if llm is None:
+            return Context(exchanges.unique(), exchange.created, model, body)
+        return Context(exchanges.unique(), exchange.created, model, body, llm.tokenizer.token_bytes)
+
+    def reply(
+        self,
+        request: Request,
+        wanted: ChatRequest | TextRequest,
+        answer: Whole,
+        stream: Streamed,
+        body: Mapping[str, Any] | None = None,
+    ) -> Reply:
+        """The response to a request for text; nothing runs before it is called."""
+        from herder.serve.reply import Reply
+
+        return Reply(self, request, wanted, answer, stream, body or {})
+
+    @contextlib.asynccontextmanager
+    async def use(self, request: Request, model: str) -> AsyncIterator[LLM]:
+        """The model for one request. Raises Refusal: not served, not allowed, the server full or draining."""
+        exchange = exchanges.of(request.scope)
+        served = self.models.find(model)
+        exchange.model = served.name
+        if self.draining:
+            raise Refusal(Problem("unavailable", "the server is shutting down", retry_after=RETRY_LEAST))
+        self._check_queue(served)
+        problem = await self.gate.admit(exchange.principal, served.name)
+        if problem is not None:
+            raise Refusal(problem)
+        try:
+            with self.metrics.following(exchange):
+                async with self.models.use(model) as llm:
+                    yield llm
+        except BaseException as error:
+            exchange.status = self.status_of(request, error)
+            raise
+        finally:
+            usage = exchange.usage()
+            self._seconds += (usage.seconds - self._seconds) / 16
+            await self.gate.record(exchange.principal, usage)
+
+    def status_of(self, request: Request, error: BaseException) -> int:
+        """The HTTP status that an error has in the request's dialect; 499 for a client that went away."""
+        import asyncio
+
+        from herder.serve.problems import problem_of
+
+        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+            return 499
+        dialect: Dialect = request.scope["herder.dialect"]
+        return dialect.error(problem_of(error))[0]
+
+    def _check_queue(self, served: Served) -> None:
+        concurrent = CONCURRENT if served.llm is None else served.llm.engine.limits.batch_chunks
+        most = concurrent + self.config.limits.queue
+        if served.users >= most:
+            wait = self._seconds * (served.users - concurrent + 1) / concurrent
+            message = f"{served.name} is answering {concurrent} requests and {most - concurrent} wait: try again later"
+            self.metrics.refused(served.name)
+            raise Refusal(Problem("overloaded", message, retry_after=min(max(wait, RETRY_LEAST), RETRY_MOST)))

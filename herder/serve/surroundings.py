@@ -1,0 +1,112 @@
+"""What goes around every request: its id, who may call from where, headers of safety, the log and the counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from herder.serve import exchange as exchanges
+from herder.serve.problems import Refusal
+from herder.serve.reply import encoded, head
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+    from herder.serve.server import Server
+
+LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
+SAFE = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-frame-options", b"DENY"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+)
+ANY_METHOD = b"GET, POST, DELETE, OPTIONS"
+
+
+class Surroundings:
+    """ASGI middleware, the outermost.
+
+    A page of another site must not use this server through its visitor's browser: a request with an Origin that is
+    neither the server's own nor allowed is refused, and so is, without keys, one for a host name that is not this
+    machine's (a name that somebody else's DNS points here).
+    """
+
+    def __init__(self, app: ASGIApp, server: Server) -> None:
+        self._app, self._server = app, server
+        config = server.config
+        self._origins = frozenset(config.cors)
+        # With keys, whoever calls has shown one; a page that was rebound here by DNS has none.
+        self._hosts = None if config.keys is not None else LOCAL | {config.host, *config.hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        server = self._server
+        given = dict(scope["headers"])
+        origin = given.get(b"origin")
+        allowed = self._allowed(origin, given)
+        extra = list(SAFE)
+        if origin is not None and allowed and self._origins:
+            extra += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
+            extra.append((b"access-control-expose-headers", b"x-request-id, x-herder-ignored-fields, retry-after"))
+        exchange = None
+
+        async def surrounded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                if exchange is not None:
+                    exchange.status = message["status"]
+                present = {name for name, _ in message["headers"]}
+                message["headers"] = [*message["headers"], *(one for one in extra if one[0] not in present)]
+            await send(message)
+
+        try:
+            exchange = exchanges.begin(scope, "", server.config.lenient)
+        except Refusal as error:
+            await _plain(surrounded, 400, error.problem.message)
+            return
+        scope["herder.exchange"] = exchange
+        try:
+            if not self._host_is_ours(given.get(b"host", b"")):
+                await _plain(surrounded, 403, "this host name is not the server's: add it to `hosts` if it should be")
+            elif origin is not None and not allowed:
+                await _plain(
+                    surrounded, 403, "pages of this origin may not call the server: add it to `cors` if they may"
+                )
+            elif origin is not None and self._origins and _preflight(scope, given):
+                extra += [
+                    (b"access-control-allow-methods", ANY_METHOD),
+                    (b"access-control-allow-headers", given.get(b"access-control-request-headers", b"*")),
+                    (b"access-control-max-age", b"600"),
+                ]
+                await surrounded(head(204, "text/plain", {}, 0))
+                await surrounded({"type": "http.response.body", "body": b""})
+            else:
+                await self._app(scope, receive, surrounded)
+        finally:
+            server.metrics.http(exchange.path, scope["method"], exchange.status, exchange.principal.key)
+            server.log.request(scope["method"], exchange)
+
+    def _allowed(self, origin: bytes | None, given: dict[bytes, bytes]) -> bool:
+        if origin is None:
+            return True
+        text = origin.decode("latin-1")
+        if "*" in self._origins or text in self._origins:
+            return True
+        return urlsplit(text).netloc == given.get(b"host", b"").decode("latin-1") != ""
+
+    def _host_is_ours(self, host: bytes) -> bool:
+        if self._hosts is None or not host:
+            return True
+        return urlsplit("//" + host.decode("latin-1")).hostname in self._hosts
+
+
+def _preflight(scope: Scope, given: dict[bytes, bytes]) -> bool:
+    return bool(scope["method"] == "OPTIONS" and b"access-control-request-method" in given)
+
+
+async def _plain(send: Send, status: int, message: str) -> None:
+    document = encoded({"error": {"message": message}})
+    await send(head(status, "application/json", {}, len(document)))
+    await send({"type": "http.response.body", "body": document})
