@@ -7,13 +7,15 @@ with the same arguments (agenerate, achat).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, overload
 
 from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
 from herder.core.errors import HerderError, UnsupportedModel, UsageError
-from herder.core.request import Evaluated, Evaluation, Finished, Image, Request, Sampling, TokenLogprob
+from herder.core.request import Constraint, Evaluated, Evaluation, Finished, Image, Request, Sampling, TokenLogprob
+from herder.options import Options as Options
+from herder.options import check_names, constraint, refuse_chat_options, sampling, stop_strings
 from herder.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -26,42 +28,13 @@ if TYPE_CHECKING:
     from herder.engine.engine import Engine
     from herder.engine.stream import Stream
     from herder.images.prepare import Preparer
+    from herder.text.grammar import Composite, Grammars
     from herder.text.tokenizer import Tokenizer
 
     Messages: TypeAlias = str | Sequence[Message | Mapping[str, Any]]
     Tools: TypeAlias = Sequence[Tool | Mapping[str, Any]]
 
 Prompt: TypeAlias = str | Sequence[int]
-
-
-class Options(TypedDict, total=False):
-    """How to generate; each has a default. The sampling options are those of core.request.Sampling.
-
-    max_tokens: None generates until the model stops or the context is full. stop: a string or several; the answer ends
-    before the first one that appears. stop_tokens: ids that end it, besides the model's own. ignore_eos: go on where
-    the model would stop. priority: lower runs first. format_options: of a chat, what the model's format takes by name
-    (date, builtin_tools, ...: docs/chat.md).
-    """
-
-    max_tokens: int | None
-    stop: str | Sequence[str]
-    stop_tokens: Iterable[int]
-    ignore_eos: bool
-    priority: int
-    format_options: Mapping[str, Any]
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    logit_bias: Mapping[int, float]
-    seed: int | None
-    logprobs: int | None
-
-
-_REQUEST_OPTIONS = frozenset({"max_tokens", "stop", "stop_tokens", "ignore_eos", "priority", "format_options"})
 
 
 class LLM:
@@ -97,6 +70,7 @@ class LLM:
         self.stop_ids = tokenizer.stop_ids | stop_ids
         if chat_format is not None:
             self.stop_ids |= chat_format.stop_ids
+        self._grammars: Grammars | None = None
 
     @property
     def name(self) -> str:
@@ -313,9 +287,9 @@ class LLM:
         return infill_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first).encode(self.tokenizer)
 
     def _generation(self, prompt: Prompt, options: Options) -> tuple[Request, Assembly]:
-        if options.get("format_options"):
-            raise UsageError("format_options are of chats: a plain text has no format")
+        refuse_chat_options(options)
         request, stops = self.request(self.tokens(prompt), options, Sampling())
+        request = self.constrained(request, constraint(options), start=False)
         text = TextStream(self.tokenizer, stop=stops, start=False)
         return request, Assembly(text, self.tokenizer.token)
 
@@ -346,38 +320,41 @@ class LLM:
         functions = read_tools(tools)
         tokens, images = self.render(messages, functions, options.get("format_options"))
         request, stops = self.request(tokens, options, self.chat_sampling, images)
+        request = self.constrained(request, constraint(options))
         names = [function.name for function in functions]
         text = TextStream(self.tokenizer, stop=stops)
         chat_format = self.chat_format
         assert chat_format is not None  # render() would have refused
         return request, Assembly(text, self.tokenizer.token, lambda answer: chat_format.parse(answer, tools=names))
 
+    def constrained(self, request: Request, form: Constraint | Composite | None, *, start: bool = True) -> Request:
+        """The request, held to `form` (None: to nothing). start: the answer is a text of its own, as in a chat, and
+        does not continue one. Raises UsageError, one line, for what cannot be enforced; nothing is left out."""
+        if form is None:
+            return request
+        if self._grammars is None:
+            from herder.text.grammar import Grammars
+
+            self._grammars = Grammars(self.tokenizer, self.engine.limits.vocab, self.stop_ids)
+        return replace(request, grammar=self._grammars.compile(form, start=start))
+
     def request(
         self, prompt: tuple[int, ...], options: Options, defaults: Sampling, images: tuple[Image, ...] = ()
     ) -> tuple[Request, tuple[str, ...]]:
         """The engine's request and the stop strings, from what the caller said and the defaults."""
-        known = Options.__optional_keys__
-        for name in options:
-            if name not in known:
-                raise UsageError(f"there is no option {name!r}: known are {', '.join(sorted(known))}")
-        given: dict[str, Any] = {name: value for name, value in options.items() if name not in _REQUEST_OPTIONS}
-        if "logit_bias" in given:
-            given["logit_bias"] = tuple(sorted(given["logit_bias"].items()))
-        stop = options.get("stop")
-        if stop is None or isinstance(stop, str):
-            stop = () if stop is None else (stop,)
+        check_names(options)
         stop_tokens = frozenset(options.get("stop_tokens") or ())
         if not options.get("ignore_eos", False):
             stop_tokens |= self.stop_ids
         request = Request(
             prompt,
             max_tokens=options.get("max_tokens"),
-            sampling=replace(defaults, **given),
+            sampling=sampling(options, defaults),
             stop_tokens=stop_tokens,
             priority=options.get("priority", 0),
             images=images,
         )
-        return request, tuple(stop)
+        return request, stop_strings(options)
 
 
 def _results(stream: Stream) -> Iterator[Evaluated]:

@@ -130,6 +130,10 @@ class Grammar(Protocol):
         """Takes the last so many accepted tokens back."""
         ...
 
+    def copy(self) -> Grammar:
+        """Another one at the same place, for another request."""
+        ...
+
     @property
     def complete(self) -> bool:
         """Whether the output is whole and nothing can follow."""

@@ -93,13 +93,16 @@ class TokenGrammar:
 
     def __init__(self, matcher: LLMatcher, vocab: int, ends: frozenset[int]) -> None:
         self._matcher = matcher
-        self._words = -(-vocab // 32)
+        self._vocab = vocab
         self.end_tokens = ends
+
+    def copy(self) -> TokenGrammar:
+        return TokenGrammar(self._matcher.deep_copy(), self._vocab, self.end_tokens)
 
     def mask(self) -> bytes:
         mask: bytes = self._matcher.compute_bitmask()
         _check(self._matcher)  # after a failure the mask would allow the end, whatever the answer is
-        size = 4 * self._words
+        size = 4 * -(-self._vocab // 32)
         return mask[:size].ljust(size, b"\0")
 
     def accept(self, token: int) -> bool:
