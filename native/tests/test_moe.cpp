@@ -1,6 +1,7 @@
 // Mixtures of experts: routing against a plain reading of its definition, a layer against plain loops, the same bits on
 // every path, and experts that are packed when they are first needed.
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -317,6 +318,27 @@ TEST(forgetting_experts_changes_no_bit) {
     }
   }
 }
+
+#if !defined(HERDER_SANITIZED) && defined(__linux__)
+TEST(a_batch_without_memory_for_its_experts_fails_alone) {
+  const TinyWeights weights(55, HD_Q8_0, kMixtral);
+  const ExpertFile file(weights);
+  const auto model = build_lazy(weights, file, 1, 2);  // forgets every expert before it packs the next
+  Piece p = piece(tokens(56, 1), 0, 1, {0});
+  check_run(model.get(), {&p});
+  const std::vector<float> expected = p.logits;
+  rlimit before{};
+  CHECK(getrlimit(RLIMIT_AS, &before) == 0);
+  const rlimit none = {1, before.rlim_max};
+  hd_error err{};
+  CHECK(setrlimit(RLIMIT_AS, &none) == 0);
+  const hd_status status = run(model.get(), {&p}, &err);
+  CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+  CHECK(status == HD_ERR_MEMORY && std::strstr(err.message, "no memory for the experts of layer 0"));
+  check_run(model.get(), {&p});
+  CHECK(same_bits(p.logits, expected.data()));
+}
+#endif
 
 TEST(what_is_wrong_with_an_expert_is_said) {
   const TinyWeights weights(54, HD_Q8_0, kLlama4);

@@ -3,7 +3,9 @@ limited, read from files that stay open; and quantized ones against float32."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import weakref
 from array import array
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ import pytest
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Want
 from herder.core.errors import ModelFileError
 from herder.runtime.native import NativeExecutor, batch_tokens, load_model
-from herder.weights.source import open_model
+from herder.weights.mapping import OwnedBytes
+from herder.weights.names import EXPERTS
+from herder.weights.source import TensorSource, open_model
 from tests import tiny_moe
 from tests.tiny import tiny_config, write_tiny_gguf, write_tiny_hf
 
@@ -100,6 +104,34 @@ def test_llama4_in_a_file_of_its_own_layout(tmp_path: Path) -> None:
     frugal = load(turned, expert_memory=1)
     np.testing.assert_array_equal(logits(frugal), whole)
     frugal.close()
+
+
+def test_made_experts_are_packed_at_once_and_held_one_at_a_time(path: Path) -> None:
+    """Those that no file holds as they are: shards joined, checkpoints repacked."""
+    mapped = load(path)
+    expected = logits(mapped)
+    mapped.close()
+    alive: weakref.WeakSet[OwnedBytes] = weakref.WeakSet()
+    most = 0
+
+    def assembled(tensor: TensorSource) -> TensorSource:
+        def make() -> OwnedBytes:
+            nonlocal most
+            assert tensor.file is not None
+            made = OwnedBytes(tensor.file.read(tensor.offset, tensor.bytes))
+            alive.add(made)
+            most = max(most, len(alive))
+            return made
+
+        return dataclasses.replace(tensor, address=0, make=make, file=None)
+
+    with open_model(path) as files:
+        files.tensors = [assembled(tensor) if tensor.role in EXPERTS else tensor for tensor in files.tensors]
+        executor = load_model(files, context=64, kv_pages=2, threads=2)
+    assert most == 1 and not alive
+    assert executor.experts() == (0, 0, 0)
+    np.testing.assert_array_equal(logits(executor), expected)
+    executor.close()
 
 
 def test_a_file_that_changes_under_its_experts_is_noticed(tmp_path: Path) -> None:
