@@ -127,6 +127,7 @@ def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress |
             status = core.hd_model_tensor(handle, ctypes.addressof(given), error_at)
             if status:
                 abi.fail(status, error, ModelFileError)
+            made = None  # freed before the next one is made
             if not later:
                 tensor.release()
             done += tensor.bytes
