@@ -23,7 +23,7 @@ from herder.weights import names_meta
 from herder.weights.fields import Fields, short
 from herder.weights.mapping import OwnedBytes
 from herder.weights.names import Place, Role
-from herder.weights.quantized_meta import Quantized, made_source
+from herder.weights.quantized_meta import float_type, made_source
 from herder.weights.ranks import Ranks
 from herder.weights.source import TensorSource
 from herder.weights.windows import Window, float_format
@@ -38,11 +38,13 @@ class _Adaptor:
     scale: float
 
 
-class Int4(Quantized):
+class Int4:
     """Llama 3.2 1B and 3B, QLoRA and SpinQuant."""
 
     def __init__(self, where: str, settings: Any, adaptor: Any, config: ModelConfig, ranks: Ranks) -> None:
-        super().__init__(config, ranks)
+        self._config = config
+        self._ranks = ranks
+        self._dtype = float_type(config, ranks)
         if ranks.count != 1:
             raise UnsupportedModel(f"{where}: quantization_args with {ranks.count} ranks is not supported")
         keys = self._fields(where, "quantization_args", settings)
@@ -74,11 +76,11 @@ class Int4(Quantized):
 
         from herder.weights.quantized.made import Scaled, evenly
 
-        name = names_meta.EMBEDDING if place.role is Role.EMBED else self.find(place)[0].name
+        name = self._name(place)
         base = name.removesuffix(".weight")
-        if base + ".scales" not in self.ranks:
+        if base + ".scales" not in self._ranks:
             return None
-        [stored], [scales] = self.ranks.pieces(name), self.ranks.pieces(base + ".scales")
+        [stored], [scales] = self._ranks.pieces(name), self._ranks.pieces(base + ".scales")
         rows, cols = shape
         group = cols if place.role in (Role.EMBED, Role.HEAD) else self._group
         if stored.dtype != "I8" or (stored.rows, stored.cols) != shape or cols % group:
@@ -105,14 +107,19 @@ class Int4(Quantized):
             scales=numbers, limits=limits,
         )  # fmt: skip
         fold = self._fold(place, base, shape)
-        made = scaled.made(F32 if fold else self.dtype, blocks=fold is None)
+        made = scaled.made(F32 if fold else self._dtype, blocks=fold is None)
         if fold is None:
             return made_source(place, made.format, rows, cols, made.make, row_map)
         return made_source(place, F32, rows, cols, functools.partial(_folded, made.make, shape, fold), row_map)
 
+    def _name(self, place: Place) -> str:
+        if place.role is Role.EMBED:
+            return names_meta.EMBEDDING
+        return names_meta.origin_of(self._config, place, self._ranks).name
+
     def _check_zeros(self, base: str) -> None:
-        if base + ".zeros" in self.ranks:
-            [zeros] = self.ranks.pieces(base + ".zeros")
+        if base + ".zeros" in self._ranks:
+            [zeros] = self._ranks.pieces(base + ".zeros")
             if zeros.bits().any():
                 raise UnsupportedModel(f"{zeros.where} are not all 0: only symmetric quantization is supported")
 
@@ -133,10 +140,10 @@ class Int4(Quantized):
             if shape[1] & (shape[1] - 1):
                 raise UnsupportedModel(f"{base}: SpinQuant with {shape[1]} inputs, which is not a power of two")
             steps.append(hadamard)
-        if base + ".adaptor.A.weight" in self.ranks:
+        if base + ".adaptor.A.weight" in self._ranks:
             if self._adaptor is None:
                 raise ModelFileError(f"{base} has an adaptor, but params.json has no lora_args")
-            [a], [b] = (self.ranks.pieces(f"{base}.adaptor.{part}.weight") for part in "AB")
+            [a], [b] = (self._ranks.pieces(f"{base}.adaptor.{part}.weight") for part in "AB")
             if (a.rows, a.cols, b.rows, b.cols) != (self._adaptor.rank, shape[1], shape[0], self._adaptor.rank):
                 raise ModelFileError(f"{a.where} and B are not of rank {self._adaptor.rank}, as lora_args says")
             steps.append(functools.partial(_add_adaptor, a, b, self._adaptor.scale))

@@ -23,7 +23,7 @@ class Ranks:
         self._ranks = ranks
         self._taken: set[str] = set()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._ranks[0]
 
     def __iter__(self) -> Iterator[str]:

@@ -65,6 +65,13 @@ class Window:
         assert 0 <= low <= high <= self.rows
         return replace(self, rows=high - low, offset=self.offset + low * self.row_step * self.item)
 
+    def share(self, index: int, count: int) -> Window:
+        """The index-th of `count` equal runs of rows. Raises ModelFileError where the rows are not so many parts."""
+        each, left = divmod(self.rows, count)
+        if left or not each:
+            raise ModelFileError(f"{self.where} has {self.rows} rows, which is not {count} equal parts")
+        return self.some_rows(each * index, each * (index + 1))
+
     def bits(self) -> Any:
         """(rows, cols) unsigned integers, a view of the mapping."""
         import numpy as np
