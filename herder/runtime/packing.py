@@ -161,4 +161,6 @@ def wanted(tensor: TensorSource, config: ModelConfig) -> bool:
 
 def lazy(tensor: TensorSource) -> bool:
     """Whether the core packs the tensor only when a token is routed to its expert."""
-    return tensor.role in EXPERTS and isinstance(tensor.file, MappedFile) and tensor.row_map is None
+    if tensor.role not in EXPERTS or tensor.make is not None:
+        return False
+    return isinstance(tensor.file, MappedFile) and tensor.row_map is None
