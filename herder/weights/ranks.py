@@ -38,10 +38,6 @@ class Ranks:
             raise ModelFileError(f"{self.where}: tensor {short(name)} is missing{of}: download the files again")
         return [tensors[name] for tensors in self._ranks]
 
-    def drop(self, name: str) -> None:
-        """Counts a tensor as asked for."""
-        self._taken.add(name)
-
     def left_over(self) -> list[str]:
         """Names on any rank that nobody asked for."""
         return sorted({name for tensors in self._ranks for name in tensors} - self._taken)

@@ -72,7 +72,7 @@ def open_meta(directory: Path) -> ModelFiles:
         quantized = _quantized(directory, params, config, ranks, opened)
         tensors = _tensors(config, ranks, quantized)
         for name in ranks.left_over():
-            if not names_meta.ignored(name) and not (tied and name == prefix + "output.weight"):
+            if not names_meta.ignored(name):
                 raise UnsupportedModel(
                     f"{directory}: tensor {short(name)} is not known here: is this a model of another kind?"
                 )

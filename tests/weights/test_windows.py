@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,12 @@ def test_large_pieces_are_copied_in_steps(tmp_path: Path) -> None:
     halves = [piece.some_rows(0, 1300), piece.some_rows(1300, 3000)]
     for pieces, axis, whole in ((halves, 0, values), ([half.transposed() for half in halves], 1, values.T)):
         found = join("name", Role.W_UP, 0, 0, pieces, axis, whole.shape)
-        assert bytes(found.view()) == np.ascontiguousarray(whole).tobytes()
+        tracemalloc.start()
+        made = found.view()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 1.1 * whole.nbytes  # nothing as large beside what is made
+        assert bytes(made) == np.ascontiguousarray(whole).tobytes()
     file.close()
 
 
