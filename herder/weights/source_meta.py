@@ -66,7 +66,12 @@ def open_meta(directory: Path) -> ModelFiles:
         embedding = ranks.pieces(prefix + names_meta.EMBEDDING)
         tied = _tied(ranks, prefix)
         config = config_from_meta(
-            where, params, vocab=_vocab(directory, params, embedding), tied=tied, name=name_of(directory)
+            where,
+            params,
+            vocab=_vocab(directory, params, embedding),
+            tied=tied,
+            name=name_of(directory),
+            licence=_licence(directory),
         )
         check_shape_sanity(where, config)
         quantized = _quantized(directory, params, config, ranks, opened)
