@@ -29,7 +29,7 @@ _CLASSES = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM",
     "llama4_text": "Llama4ForCausalLM",
 }  # fmt: skip
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 # (factor, high_freq_factor) of Meta's models: rope_freqs.weight holds only what the formula made of them.
@@ -87,7 +87,7 @@ def hf_config(files: ModelFiles, fmt: Format, special: Special) -> dict[str, Any
         "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "hidden_act": "silu",
         "max_position_embeddings": config.context, "rms_norm_eps": _shortest(config.norm_eps),
         "rope_parameters": rope, "rope_theta": rope["rope_theta"], "tie_word_embeddings": config.tied,
-        "bos_token_id": special.bos, "eos_token_id": special.eos, "torch_dtype": _DTYPES[fmt.name],
+        "bos_token_id": special.bos, "eos_token_id": special.eos, "torch_dtype": DTYPES[fmt.name],
     }  # fmt: skip
     if kind in ("mistral", "mixtral"):
         values["sliding_window"] = config.plan[0].window
