@@ -88,8 +88,11 @@ def window(
     file: MappedFile, name: str, dtype: str, shape: Sequence[int], offset: int, strides: Sequence[int]
 ) -> Window:
     """A whole tensor: a vector is one row, and the dimensions after the first are taken together, which needs them to
-    lie one after another. Raises UnsupportedModel where they do not."""
+    lie one after another. Raises UnsupportedModel where they do not, ModelFileError for more numbers than the file can
+    hold (steps of 0 and such)."""
     where = f"{file.path}: tensor {name}"
+    if math.prod(shape) * DTYPE_BITS[dtype] // 8 > file.size:
+        raise ModelFileError(f"{where} of {math.prod(shape)} numbers is larger than its file: save a contiguous copy")
     if len(shape) < 2:
         return Window(file, where, dtype, 1, math.prod(shape), offset, math.prod(shape), strides[0] if shape else 1)
     if len(shape) == 2:

@@ -89,6 +89,12 @@ def test_dimensions_after_the_first_are_taken_together(file: MappedFile) -> None
             window(file, "it", "F32", (4, 3, 2, 5), 0, strides)
 
 
+def test_more_numbers_than_the_file_holds_are_refused(file: MappedFile) -> None:
+    for shape, strides in (((1 << 40, 8), (0, 1)), ((COUNT + 1,), (0,)), ((100, 100), (1, 1))):
+        with pytest.raises(ModelFileError, match="numbers is larger than its file"):
+            window(file, "it", "F32", shape, 0, strides)
+
+
 @pytest.mark.parametrize(("sizes", "axis", "shape", "message"), [
     ([(2, 3), (2, 3)], 0, (5, 3), "it has shape 2 x 3 on the first of 2 ranks, but params.json asks for 5 x 3"),
     ([(2, 3), (2, 4)], 0, (4, 3), "it has shape 2 x 3"), ([(2, 3)], None, (3, 2), "it has shape 2 x 3, but"),
