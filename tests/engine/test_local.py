@@ -124,6 +124,19 @@ def test_the_last_in_order_gives_up_its_local_pages() -> None:
     assert answers == [alone(request, limits) for request in requests]
 
 
+def test_a_prompt_leaves_local_pages_to_those_that_decode() -> None:
+    limits = replace(LIMITS, local_pages=9, local=LayerPlan(window=100))
+    loop = Loop(FakeExecutor(limits), Policy(prefix_cache=False))
+    decoding, prompted = Request(prompt(20), max_tokens=100), Request(prompt(900, 1), max_tokens=5, priority=1)
+    first = start(loop, decoding)[1]
+    loop.step()
+    second = start(loop, prompted)[1]
+    while loop.step():
+        pass
+    assert loop.stats().preemptions == 0
+    assert (first, second) == (alone(decoding, limits), alone(prompted, limits))
+
+
 def test_fewer_local_pages_than_the_reach_bound_the_sequence() -> None:
     limits = replace(LIMITS, local_pages=3, local=LayerPlan(window=500))
     assert capacity(limits) == 96 and capacity(replace(limits, local_pages=17)) == 2048
