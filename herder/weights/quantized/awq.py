@@ -58,7 +58,7 @@ def _linear(checkpoint: Checkpoint, module: str, group: int | None) -> Scaled:
 
     ends = [(int(z.min()), int(z.max())) for z in (_outputs(qzeros.array(), *rows_) for rows_ in slabs(rows, count))]
     limits = -max(high for _, high in ends), 15 - min(low for low, _ in ends)
-    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits)
+    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits, packed.release)
 
 
 def _outputs(words: Array, low: int, high: int) -> Integers:

@@ -138,7 +138,7 @@ class _Grid:
             return self.scale.floats(self.rows_of(self.scale.array(), low, high))
 
         if zeros is None:
-            return Scaled(self.name, part.where, self.rows, self.cols, groups, q, scales, limits)
+            return Scaled(self.name, part.where, self.rows, self.cols, groups, q, scales, limits, part.release)
         points = zeros
 
         def values(low: int, high: int) -> Array:
@@ -147,4 +147,4 @@ class _Grid:
         assert limits is not None
         ends = [(int(z.min()), int(z.max())) for z in (points(*slab) for slab in slabs(self.rows, self.count))]
         limits = limits[0] - max(high for _, high in ends), limits[1] - min(low for low, _ in ends)
-        return Scaled(self.name, part.where, self.rows, self.cols, groups, values, scales, limits)
+        return Scaled(self.name, part.where, self.rows, self.cols, groups, values, scales, limits, part.release)

@@ -127,4 +127,4 @@ def _linear(checkpoint: Checkpoint, module: str, settings: _Settings, minus_one:
 
     ends = [(int(z.min()), int(z.max())) for z in (zeros(low, high) for low, high in slabs(rows, count))]
     limits = -max(high for _, high in ends), 2**bits - 1 - min(low for low, _ in ends)
-    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits)
+    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits, packed.release)

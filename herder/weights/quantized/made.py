@@ -49,7 +49,8 @@ class Scaled:
 
     name: as in Made. where: names file and tensor in errors. groups: the group of each column, (cols,).
     values(low, high): rows low to high - 1, (high - low, cols). scales(low, high): (high - low, number of groups).
-    limits: the least and the greatest of the values where they are integers.
+    limits: the least and the greatest of the values where they are integers. release: called when the matrix is made,
+    to drop the mapped pages it was made from.
     """
 
     name: str
@@ -60,12 +61,13 @@ class Scaled:
     values: Callable[[int, int], Array]
     scales: Callable[[int, int], Floats]
     limits: tuple[int, int] | None = None
+    release: Callable[[], None] | None = None
 
     def made(self, dtype: Format, blocks: bool) -> Made:
         exact = self._halves()
         chosen = self._block_format() if blocks and exact else None
         if chosen is None:
-            return expanded(self.name, self.where, dtype, self.rows, self.cols, self._products)
+            return expanded(self.name, self.where, dtype, self.rows, self.cols, self._products, self.release)
         return Made(self.name, chosen, self.rows, self.cols, lambda: self._repacked(chosen))
 
     def _halves(self) -> bool:
@@ -91,6 +93,8 @@ class Scaled:
             d = self.scales(low, high)[:, self.groups[::32]]
             q = self.values(low, high).reshape(-1, 32)
             target[low:high] = legacy.store_integers(fmt, d.reshape(-1, 1), q).reshape(high - low, -1)
+        if self.release is not None:
+            self.release()
         return owner
 
     def _products(self, low: int, high: int) -> Floats:
@@ -110,9 +114,10 @@ class Computed:
     cols: int
     products: Callable[[int, int], Floats]
     dtype: Format | None = None
+    release: Callable[[], None] | None = None
 
     def made(self, dtype: Format, blocks: bool) -> Made:
-        return expanded(self.name, self.where, self.dtype or dtype, self.rows, self.cols, self.products)
+        return expanded(self.name, self.where, self.dtype or dtype, self.rows, self.cols, self.products, self.release)
 
 
 class Matrix(Protocol):
@@ -134,7 +139,13 @@ def check_scales(where: str, scales: Floats) -> None:
 
 
 def expanded(
-    name: str, where: str, dtype: Format, rows: int, cols: int, products: Callable[[int, int], Floats]
+    name: str,
+    where: str,
+    dtype: Format,
+    rows: int,
+    cols: int,
+    products: Callable[[int, int], Floats],
+    release: Callable[[], None] | None = None,
 ) -> Made:
     """The matrix whose rows low to high - 1 are products(low, high), rounded to dtype."""
 
@@ -144,6 +155,8 @@ def expanded(
             with np.errstate(over="ignore", invalid="ignore"):  # found when it is rounded
                 values = products(low, high)
             target[low:high] = _rounded(where, dtype, values)
+        if release is not None:
+            release()
         return owner
 
     return Made(name, dtype, rows, cols, make)

@@ -56,6 +56,10 @@ class Part:
         """A view of the mapping in the tensor's shape; BF16, E4M3 and E8M0 as their bits."""
         return np.frombuffer(self.shard.view(self.info), _NUMPY[self.info.dtype]).reshape(self.info.shape)
 
+    def release(self) -> None:
+        """Drops the mapped pages from this process's memory, once a matrix has been made of them."""
+        self.shard.file.release(self.info.offset, self.info.bytes)
+
     def floats(self, values: Array) -> Floats:
         """Values of `array()`, or a slice of them, as numbers. Raises ModelFileError for a NaN in eight bits."""
         return decode(self.where, self.info.dtype, values)
