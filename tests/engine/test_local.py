@@ -124,17 +124,17 @@ def test_the_last_in_order_gives_up_its_local_pages() -> None:
     assert answers == [alone(request, limits) for request in requests]
 
 
-def test_a_prompt_leaves_local_pages_to_those_that_decode() -> None:
-    limits = replace(LIMITS, local_pages=9, local=LayerPlan(window=100))
+def test_a_longer_step_is_not_worth_the_local_pages_of_others() -> None:
+    limits = replace(LIMITS, local_pages=7, local=LayerPlan(window=500), context=224)
     loop = Loop(FakeExecutor(limits), Policy(prefix_cache=False))
-    decoding, prompted = Request(prompt(20), max_tokens=100), Request(prompt(900, 1), max_tokens=5, priority=1)
-    first = start(loop, decoding)[1]
+    start(loop, Request(prompt(20)))
     loop.step()
-    second = start(loop, prompted)[1]
-    while loop.step():
-        pass
-    assert loop.stats().preemptions == 0
-    assert (first, second) == (alone(decoding, limits), alone(prompted, limits))
+    prompted, _ = start(loop, Request(prompt(130, 1)))
+    loop.step()
+    assert prompted.computed == 95
+    counts = [item.count for item in loop.scheduler.plan()]
+    assert counts == [1, 128 - 95], "two more tokens would take one of the last two pages"
+    assert loop.scheduler.cache.available_local == 2
 
 
 def test_fewer_local_pages_than_the_reach_bound_the_sequence() -> None:
