@@ -141,10 +141,14 @@ def _scaled(
     def factors(low: int, high: int) -> Any:
         return _band(matrices, by_rows, low, high, lambda matrix: matrix.bits().view(np.float32).copy())
 
-    made = Scaled(
-        name=canonical_name(*place), where=pieces[0].where, rows=rows, cols=cols, groups=groups, values=values,
-        scales=factors, limits=(-8, 7) if packed else None,
-    ).made(dtype, blocks=True)  # fmt: skip
+    def release() -> None:
+        for piece in (*pieces, *matrices):
+            piece.release()
+
+    limits = (-8, 7) if packed else None
+    made = Scaled(canonical_name(*place), pieces[0].where, rows, cols, groups, values, factors, limits, release).made(
+        dtype, blocks=True
+    )
     return made_source(place, made.format, rows, cols, made.make)
 
 
