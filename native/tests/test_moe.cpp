@@ -75,6 +75,12 @@ class ExpertFile {
         CHECK(mprotect(base_ + found->second, t.data.size(), PROT_NONE) == 0);
     }
   }
+  bool can_give_back() const {
+    volatile uint8_t touched = base_[0];
+    (void)touched;
+    return resident() > 0 && madvise(base_, size_, MADV_DONTNEED) == 0 && resident() == 0;
+  }
+  // Pages of the mapping in memory; -1 where the system does not say.
   int64_t resident() const {
     const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     std::FILE* maps = std::fopen("/proc/self/smaps", "r");
@@ -284,12 +290,15 @@ TEST(an_expert_is_read_when_a_token_first_goes_to_it) {
 TEST(pages_of_packed_experts_are_given_back) {
   const TinyWeights weights(50, HD_F32, kMixtral);
   const ExpertFile file(weights);
+  if (!file.can_give_back()) {  // QEMU's user mode ignores the advice; other systems have no smaps
+    std::puts("     (skipped: needs Linux itself)");
+    return;
+  }
   const auto model = build_lazy(weights, file, 0, 2);
   Piece whole = piece(tokens(51, kLength), 0, kLength, {0, 1});
   check_run(model.get(), {&whole});
   CHECK(Memory(model.get()).packed == 10);
-  const int64_t resident = file.resident();
-  if (resident >= 0) CHECK(resident == 0);
+  CHECK(file.resident() == 0);
 }
 
 TEST(forgetting_experts_changes_no_bit) {
@@ -332,8 +341,13 @@ TEST(a_batch_without_memory_for_its_experts_fails_alone) {
   const rlimit none = {1, before.rlim_max};
   hd_error err{};
   CHECK(setrlimit(RLIMIT_AS, &none) == 0);
+  const bool limited = mmap(nullptr, 1, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED;
   const hd_status status = run(model.get(), {&p}, &err);
   CHECK(setrlimit(RLIMIT_AS, &before) == 0);
+  if (!limited) {  // QEMU's user mode ignores the limit
+    std::puts("     (skipped: needs Linux itself)");
+    return;
+  }
   CHECK(status == HD_ERR_MEMORY && std::strstr(err.message, "no memory for the experts of layer 0"));
   check_run(model.get(), {&p});
   CHECK(same_bits(p.logits, expected.data()));
