@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from herder.weights.quantized.parts import Array, Floats
 
 SLAB = 1 << 20  # weights worked on at a time: temporary arrays of a few MiB
 
+T = TypeVar("T", bound=np.generic)
+
+_INFINITE = {table.F32: ("<u4", 0x7F800000), table.F16: ("<u2", 0x7C00), table.BF16: ("<u2", 0x7F80)}  # exponent bits
 _RANGES = ((table.Q4_0, -8, 7), (table.Q5_0, -16, 15), (table.Q8_0, -128, 127))
 
 
@@ -98,7 +101,7 @@ class Scaled:
         return owner
 
     def _products(self, low: int, high: int) -> Floats:
-        product = self.scales(low, high)[:, self.groups]
+        product = spread(self.scales(low, high), self.groups)
         product *= self.values(low, high)
         return product
 
@@ -131,6 +134,14 @@ class Matrix(Protocol):
         Raises ModelFileError for scales that are not finite.
         """
         ...
+
+
+def spread(per_group: NDArray[T], groups: NDArray[np.intp]) -> NDArray[T]:
+    """(rows, cols): what a row has for each group, at each of the group's columns."""
+    size = int(np.count_nonzero(groups == 0))
+    if (groups == evenly(len(groups), max(1, size))).all():
+        return np.repeat(per_group, size, axis=1)[:, : len(groups)]  # much faster than a gather
+    return per_group[:, groups]
 
 
 def check_scales(where: str, scales: Floats) -> None:
@@ -166,8 +177,8 @@ def _rounded(where: str, dtype: Format, values: Floats) -> NDArray[np.uint8]:
     """(rows, bytes) of float32 values rounded to dtype. Raises ModelFileError where one becomes infinite."""
     with np.errstate(over="ignore"):
         raw = floats.PACK[dtype](np.ascontiguousarray(values)).reshape(len(values), -1)
-    finite = np.isfinite(floats.UNPACK[dtype](raw))
-    if not finite.all():
+    word, infinite = _INFINITE[dtype]
+    if (raw.view(word) & infinite == infinite).any():
         raise ModelFileError(f"{where} holds weights that {dtype.name} cannot hold: the file is damaged, get it again")
     return raw
 
