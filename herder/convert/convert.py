@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from herder.convert.tensors import FLOATS, Casts
 from herder.convert.to_gguf import gguf_model
-from herder.convert.to_hf import DTYPES, float_format, generation_config, hf_config, hf_tensors
+from herder.convert.to_hf import DTYPES, float_format, generation_config, hf_config, hf_tensors, kind_of
 from herder.convert.to_meta import meta_params, meta_tensors, shared_tensors
 from herder.convert.tokenizer_files import hf_settings, hf_vocabulary, spm_model, tiktoken_model
 from herder.convert.vocabulary import Words, read_words
@@ -145,7 +145,8 @@ def _hf(files: ModelFiles, fmt: Format | None, shard_size: int, casts: Casts) ->
         plan.add("tokenizer_config.json", hf_settings(words, files.chat_templates))
         if files.licence:
             plan.add("README.md", f"---\nlicense: {files.licence}\n---\n".encode())
-    outputs = hf_tensors(files, base, fmt, casts)
+    kind = files.config.architecture if words is None else kind_of(files.config)
+    outputs = hf_tensors(files, kind, base, fmt, casts)
     groups = shards(outputs, shard_size)
     for name, group in groups.items():
         plan.files[name] = _safetensors(group)
