@@ -298,8 +298,8 @@ TEST(pages_of_packed_experts_are_given_back) {
   Piece whole = piece(tokens(51, kLength), 0, kLength, {0, 1});
   check_run(model.get(), {&whole});
   CHECK(Memory(model.get()).packed == 10);
-  CHECK(file.resident() <
-        192);  // of 1,920: around a fault the system maps neighbours too, some of them given back before
+  // A tenth: around a fault the system maps neighbours too, some of them given back before.
+  CHECK(file.resident() < 192);
 }
 
 TEST(forgetting_experts_changes_no_bit) {
