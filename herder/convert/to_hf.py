@@ -42,7 +42,7 @@ def kind_of(config: ModelConfig) -> str:
     """The model_type that computes this. Raises UnsupportedModel when none does."""
     if config.vision is not None or any(plan.cross for plan in config.plan):
         raise UnsupportedModel(
-            "a model with an image encoder is converted from Hugging Face's files to the same only: get it in that format"
+            "a model with an image encoder is converted from Hugging Face's files to the same only: get those"
         )
     if config.architecture.startswith("llama4"):
         return "llama4_text"
