@@ -143,17 +143,14 @@ class NativeBytes(NamedTuple):
 
 
 def native_bytes(files: ModelFiles, dtype: str = "auto") -> NativeBytes:
-    """What the native core would hold of a model: packed, quantized weights take up to an eighth more than stored,
-    because scales that are computed with are wider; float32 expands everything."""
-    from herder.runtime.packing import lazy, wanted
+    """What the native core would hold of a model, as it packs weights or, with dtype "float32", expands them."""
+    from herder.runtime.packing import lazy, packed_bytes, wanted
 
     resident = experts = 0
     for tensor in files.tensors:
         if not wanted(tensor, files.config):
             continue
-        size = tensor.bytes * 9 // 8 if tensor.format.quantized else tensor.bytes
-        if dtype == "float32":
-            size = 4 * tensor.rows * tensor.cols
+        size = packed_bytes(tensor, float32=dtype == "float32")
         if lazy(tensor):
             experts += size
         else:
