@@ -56,7 +56,8 @@ def load(
     dtype: "auto" computes quantized weights as they are in the native core, and is bfloat16 on a GPU and float32 on the
     CPU in PyTorch; "float32" expands everything to float32; "bfloat16" and "float16" only in PyTorch.
     context, kv_memory (bytes): see cache.plan.plan_kv. threads: 0 = one per core this process may use.
-    speculate: most tokens to guess ahead from the text itself (0 = off); changes the speed, never the text.
+    speculate: most tokens to guess ahead from the text itself (0 = off); changes the speed, never the text (in PyTorch,
+    as far as rounding goes).
     template: a Jinja chat template to use instead of the model's own; chat_format: the name of a format that Herder has
     in code (chat.load.NAMES), likewise. offline: never use the network.
     progress: called while the model is fetched and packed.
