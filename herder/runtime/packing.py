@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from herder.core.config import LayerPlan, ModelConfig
 from herder.core.errors import ModelFileError, UsageError
-from herder.formats import table
 from herder.runtime import abi
 from herder.weights.mapping import MappedFile
 from herder.weights.names import EXPERTS, PER_LAYER, Role
@@ -23,13 +22,6 @@ from herder.weights.source import ModelFiles, TensorSource
 Progress = Callable[[int, int], None]  # bytes packed, bytes in all
 
 _ROUTERS = {"softmax": abi.ROUTER_SOFTMAX, "sigmoid": abi.ROUTER_SIGMOID}
-
-
-# Formats whose codes take a byte once packed; whose scales are for 16 weights, not 32; and that have minima.
-_BYTES = frozenset({table.Q5_0, table.Q5_1, table.Q8_0, table.Q5_K, table.Q6_K})
-_GROUPS_OF_16 = frozenset({table.Q2_K, table.Q3_K, table.Q6_K})
-_MINIMA = frozenset({table.Q4_1, table.Q5_1, table.Q2_K, table.Q4_K, table.Q5_K})
-_LANES, _UNIT = 16, 64  # rows of a panel, inputs of a unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,14 +167,15 @@ def lazy(tensor: TensorSource) -> bool:
 
 
 def packed_bytes(tensor: TensorSource, float32: bool = False) -> int:
-    """Bytes that a tensor takes in the core's layouts (native/src/layout.h): more than in the file where scales of few
-    bits become float16 and codes of five and six bits become bytes."""
-    if float32:
-        return 4 * tensor.rows * tensor.cols
-    form = tensor.format
-    if not form.quantized:
-        return tensor.bytes
-    scales = _UNIT // (16 if form in _GROUPS_OF_16 else 32) * (2 if form in _MINIMA else 1)
-    unit = _LANES * (_UNIT // (1 if form in _BYTES else 2) + 2 * scales)
-    row_scales = 0 if form.block == 32 and form != table.MXFP4 else 4 * _LANES  # where the scales are no float16
-    return -(-tensor.rows // _LANES) * (-(-tensor.cols // _UNIT) * unit + row_scales)
+    """Bytes that a tensor takes in the core: more than in the file where scales of few bits become float16, codes of
+    five and six bits become bytes, and rows are no multiple of 16."""
+    if tensor.rows == 1:
+        return 4 * tensor.cols
+    compute = abi.DTYPE_FLOAT32 if float32 or tensor.role == Role.ROUTER else abi.DTYPE_AUTO
+    error, size = abi.Error(), ctypes.c_int64()
+    status = abi.library().hd_packed_bytes(
+        tensor.format_id, tensor.rows, tensor.cols, compute, ctypes.addressof(size), ctypes.addressof(error)
+    )
+    if status:
+        abi.fail(status, error, ModelFileError)
+    return size.value

@@ -16,6 +16,7 @@ import pytest
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Want
 from herder.core.errors import ModelFileError
 from herder.runtime.native import NativeExecutor, batch_tokens, load_model
+from herder.runtime.packing import lazy, packed_bytes
 from herder.weights.mapping import OwnedBytes
 from herder.weights.names import EXPERTS
 from herder.weights.source import TensorSource, open_model
@@ -160,6 +161,21 @@ def test_the_files_are_closed_with_the_executor(tmp_path: Path) -> None:
     dense = load(write_tiny_gguf(path).path)
     assert mapped() == 0  # nothing of a dense model is read later
     dense.close()
+
+
+@pytest.mark.parametrize("formats", ["F32", "F16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q6_K", "MXFP4"])
+@pytest.mark.parametrize("compute", ["auto", "float32"])
+def test_the_bytes_of_packed_tensors_are_known_before(tmp_path: Path, formats: str, compute: str) -> None:
+    path = write_tiny_gguf(tmp_path / "f.gguf", formats=formats, **tiny_moe.mixtral(dim=256, ffn_dim=256)).path
+    with open_model(path) as files:
+        sizes = [(lazy(tensor), packed_bytes(tensor, compute == "float32")) for tensor in files.tensors]
+    executor = load(path, compute=compute, threads=1)
+    assert executor.memory().weights == sum(size for later, size in sizes if not later)
+    logits(executor)
+    held, size, _ = executor.experts()
+    total = sum(size for later, size in sizes if later)
+    assert total * held == size * 8  # of two layers of four experts
+    executor.close()
 
 
 def test_batches_are_smaller_where_a_token_has_several_experts() -> None:
