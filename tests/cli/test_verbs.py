@@ -256,7 +256,7 @@ def test_doctor(run: Run, fetched: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     result = run("doctor")
     assert result.code == 0, result.out
     assert [line.split()[1] for line in result.out.splitlines()] == [
-        "herder", "packages", "core", "processor", "memory", "pages", "models", "hub", "network",
+        "herder", "packages", "core", "PyTorch", "processor", "memory", "pages", "models", "hub", "network",
     ]  # fmt: skip
     assert f"tiny is at {fetched}" in result.out
     document = json.loads(run("doctor", "--json").out)
