@@ -56,7 +56,8 @@ def load(
     dtype: "auto" computes quantized weights as they are in the native core, and is bfloat16 on a GPU and float32 on the
     CPU in PyTorch; "float32" expands everything to float32; "bfloat16" and "float16" only in PyTorch.
     context, kv_memory (bytes): see cache.plan.plan_kv. threads: 0 = one per core this process may use.
-    speculate: most tokens to guess ahead from the text itself (0 = off); changes the speed, never the text.
+    speculate: most tokens to guess ahead from the text itself (0 = off); changes the speed, never the text (in PyTorch,
+    as far as rounding goes).
     template: a Jinja chat template to use instead of the model's own; chat_format: the name of a format that Herder has
     in code (chat.load.NAMES), likewise. offline: never use the network.
     progress: called while the model is fetched and packed.
@@ -185,17 +186,14 @@ class NativeBytes(NamedTuple):
 
 
 def native_bytes(files: ModelFiles, dtype: str = "auto") -> NativeBytes:
-    """What the native core would hold of a model: packed, quantized weights take up to an eighth more than stored,
-    because scales that are computed with are wider; float32 expands everything."""
-    from herder.runtime.packing import lazy, wanted
+    """What the native core would hold of a model, as it packs weights or, with dtype "float32", expands them."""
+    from herder.runtime.packing import lazy, packed_bytes, wanted
 
     resident = experts = 0
     for tensor in files.tensors:
         if not wanted(tensor, files.config):
             continue
-        size = tensor.bytes * 9 // 8 if tensor.format.quantized else tensor.bytes
-        if dtype == "float32":
-            size = 4 * tensor.rows * tensor.cols
+        size = packed_bytes(tensor, float32=dtype == "float32")
         if lazy(tensor):
             experts += size
         else:

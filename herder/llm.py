@@ -301,7 +301,8 @@ class LLM:
         chat_format = self.chat_format
         if chat_format is None:
             raise self._chat_refusal or UnsupportedModel(
-                f"{self.name or 'this model'} has no chat format: use generate(), or load it with a template"
+                f"{self.name or 'this model'} has no chat format: use generate(), or load it with template= or "
+                "chat_format="
             )
         from herder.chat.message import read_messages, read_tools
         from herder.prompt_images import PromptImages

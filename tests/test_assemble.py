@@ -19,7 +19,8 @@ from herder.core.errors import (
     UsageError,
 )
 from herder.core.request import Sampling
-from herder.runtime.native import NativeExecutor
+from herder.formats.table import FORMATS
+from herder.runtime.native import NativeExecutor, load_model
 from herder.weights.source import open_model
 from tests.tiny import tiny_config, write_tiny_gguf, write_tiny_hf
 from tests.tiny_moe import llama4, mixtral
@@ -126,6 +127,17 @@ def test_a_store_for_the_layers_of_bounded_reach_changes_nothing(tmp_path: Path)
         assert two.engine.stats().local_pages_used == 0
 
 
+@pytest.mark.parametrize(("form", "tied"), [("Q4_1", True), *((form.name, False) for form in FORMATS)])
+def test_the_bytes_of_packed_weights(tmp_path: Path, form: str, tied: bool) -> None:
+    path = write_tiny_gguf(tmp_path / "tiny.gguf", formats=form, dim=256, ffn_dim=512, tied=tied).path
+    for dtype in ("auto", "float32"):
+        with open_model(path) as files:
+            executor = load_model(files, context=32, kv_pages=1, compute=dtype)
+            held = executor.memory().weights
+            executor.close()
+            assert native_bytes(files, dtype).resident == pytest.approx(held, rel=1e-3)
+
+
 def test_of_lazy_experts_a_models_need_counts_those_of_one_token(tmp_path: Path) -> None:
     config = tiny_config(**mixtral(experts=8, active=2))
     made = write_tiny_hf(tmp_path / "mixtral", dtype="BF16", **mixtral(experts=8, active=2))
@@ -133,9 +145,11 @@ def test_of_lazy_experts_a_models_need_counts_those_of_one_token(tmp_path: Path)
         need = native_bytes(files)
         assert need.experts == 2 * 3 * 8 * config.layers * config.dim * 96
         assert need.active == need.experts // 4
-        assert need.resident + need.experts == sum(tensor.bytes for tensor in files.tensors)
+        # routers and norms are float32 in the core, and the router's rows padded to 16
+        assert 0 < need.resident + need.experts - sum(tensor.bytes for tensor in files.tensors) < 8192
         wide = native_bytes(files, "float32")
-        assert wide.resident + wide.experts == 4 * config.parameters and wide.experts == 2 * need.experts
+        assert 0 < wide.resident + wide.experts - 4 * config.parameters < 8192
+        assert wide.experts == 2 * need.experts
 
 
 @pytest.mark.oracle

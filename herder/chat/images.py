@@ -21,6 +21,8 @@ MAX_PIXELS = 1 << 26  # of one of Pillow's objects, which has no file to bound
 # RFC 2397; the parameters (charset and the like) say nothing about an image.
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII | re.IGNORECASE)
 
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,15}):")
+
 
 def read(value: Any, where: str, *, files: bool) -> bytes:
     """The file's bytes. value: bytes, a path, a data URL, or a Pillow image (written as PNG, which loses nothing).
@@ -30,9 +32,7 @@ def read(value: Any, where: str, *, files: bool) -> bytes:
     """
     if isinstance(value, bytes | bytearray | memoryview):
         return _checked(bytes(value), where)
-    if isinstance(value, str) and "://" in value[:16].lower():
-        return read_url(value, where)
-    if isinstance(value, str) and value[:5].lower() == "data:":
+    if isinstance(value, str) and ("://" in value[:19] or value[:5].lower() == "data:"):
         return read_url(value, where)
     if isinstance(value, str | os.PathLike):
         if not files:
@@ -45,9 +45,11 @@ def read(value: Any, where: str, *, files: bool) -> bytes:
 
 def read_url(url: str, where: str) -> bytes:
     """The bytes in a data URL. Raises UsageError for a URL that would have to be fetched."""
-    if url[:5].lower() != "data:":
-        scheme = url.partition(":")[0][:16]
-        raise UsageError(f"{where} is a URL to fetch ({scheme}): send the image itself, as data:image/...;base64,...")
+    scheme = _SCHEME.match(url)
+    if scheme is not None and scheme[1].lower() != "data":
+        raise UsageError(
+            f"{where} is a URL to fetch ({scheme[1]}): send the image itself, as data:image/...;base64,..."
+        )
     match = _DATA_URL.match(url)
     if match is None or match[3] is None:
         raise UsageError(f"{where} is no data URL with base64: expected data:image/...;base64,...")

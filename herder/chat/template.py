@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from jinja2 import nodes
 
 from herder.chat import calls
-from herder.chat.format import Control, Prompt, Segment
+from herder.chat.format import Control, Prompt, Segment, refuse_reasoning
 from herder.chat.message import ImagePart, Message, Tool, check_json
 from herder.chat.meter import Meter
 from herder.chat.provenance import Marks, Span
@@ -51,6 +51,7 @@ class JinjaFormat:
             for role, token in roles.items()
         }
         self._readers = tuple(dict.fromkeys(r for hint, r in _READERS.items() if hint in source + (tool_source or "")))
+        self._reasons = "reasoning_content" in source + (tool_source or "")
         self.stop_ids = tokenizer.stop_ids
 
     # Rendering -----------------------------------------------------------------------------------------------------
@@ -75,6 +76,8 @@ class JinjaFormat:
             if option not in template.variables or option in (*_GIVEN, *self._tokens):
                 raise UsageError(f"there is no option {option!r}: the model's chat template does not read it")
             check_json(value, option)
+        if not self._reasons:
+            refuse_reasoning(messages, self.name)
         given = [message.as_json() for message in messages]
         check_json(given, "messages")
         tool_list = [tool.as_json() for tool in tools] if tools else None

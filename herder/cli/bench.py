@@ -114,7 +114,7 @@ def _require_memory(weights: int, kv: int, available: int | None) -> None:
     """Refuses what cannot fit before anything is loaded."""
     if available is not None and weights + kv > available:
         raise OutOfMemory(
-            f"the weights take up to {bytes_text(weights)} and the KV cache of these streams {bytes_text(kv)}, but "
+            f"the weights take {bytes_text(weights)} and the KV cache of these streams {bytes_text(kv)}, but "
             f"{bytes_text(available)} of memory are free: choose a smaller shape or format, or fewer --streams"
         )
 

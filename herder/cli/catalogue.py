@@ -109,6 +109,8 @@ def _short_names(model: Published) -> list[str]:
     """The names that `herder pull` fetches the model's Instruct form by."""
     from herder.weights.registry import MODELS
 
+    if not model.chat:  # published as a base model, in a shape of its own
+        return []
     words = set(model.config.name.split())
     return [name for name, entry in MODELS.items() if words <= set(entry.title.replace(",", "").split())]
 

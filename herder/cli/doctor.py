@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
 def doctor(parsed: Parsed) -> int:
     found: list[Check] = []
-    for check in (_program, _packages, _core, _processor, _memory, _pages, _models, _hub, _network):
+    for check in (_program, _packages, _core, _pytorch, _processor, _memory, _pages, _models, _hub, _network):
         found += _guarded(check)
         if not parsed.json:
             _print(found[-1:])
@@ -90,6 +90,17 @@ def _core() -> Check:
         f" (also built and usable: {', '.join(others)})" if others else ""
     )
     return Check("core", OK, f"{abi.library_path()}: {chosen}")
+
+
+def _pytorch() -> Check:
+    """Not imported: that takes seconds, and only `--runtime torch` needs it."""
+    import importlib.metadata
+
+    use = "for --runtime torch: GPUs, and images"
+    try:
+        return Check("PyTorch", OK, f"torch {importlib.metadata.version('torch')}, {use}")
+    except importlib.metadata.PackageNotFoundError:
+        return Check("PyTorch", OK, f"not installed ({use}): `{sys.executable} -m pip install 'herder[torch]'` adds it")
 
 
 def _processor() -> Check:

@@ -107,5 +107,6 @@ def start_chat(llm: LLM, model: str, messages: list[dict[str, Any]], options: di
         if llm.chat_format is not None:
             raise
         raise UnsupportedModel(
-            f"{model} has no chat format: `herder run --raw` continues a text, --template FILE gives the model a format"
+            f"{model} has no chat format: `herder run --raw` continues a text, --chat-format NAME or --template FILE "
+            "gives the model one"
         ) from error

@@ -60,10 +60,12 @@ class Session:
         return start_chat(self.llm, self.conversation.model, messages, options)
 
     def keep(self, text: str, completion: Completion) -> None:
-        """Adds a turn to the conversation."""
+        """Adds a turn to the conversation; what the model thought before it answered is no part of it."""
+        message = completion.message
+        said = completion.text if message is None or message.reasoning is None else message.text
         self.conversation.messages += [
             {"role": "user", "content": self._content(text)},
-            {"role": "assistant", "content": completion.text},
+            {"role": "assistant", "content": said},
         ]
         self.images = []
         self.last = completion

@@ -26,6 +26,10 @@ def show(parsed: Parsed) -> int:
 
     with transfer() as progress:
         path = resolve(parsed.model, offline=parsed.offline, progress=progress)
+        if parsed.verify:
+            from herder.weights.checklist import verify
+
+            verify(path if path.is_dir() else path.parent, progress)
     with open_model(path) as files:
         summary = summarize(files, parsed.context)
         needs = _needs(files)
@@ -142,13 +146,14 @@ COMMANDS = {
         arguments=(MODEL_ARGUMENT,),
         options=(
             Option("--context", COUNT, "Tokens to give the memory for; several times for several", many=True),
+            Option("--verify", None, "Compare the files with the MD5 sums of Meta's checklist.chk first"),
             JSON,
             OFFLINE,
         ),
         details="""
-        Reads no weights. Memory is what the native core makes of the file, which keeps quantized weights quantized, and
-        one sequence's 16-bit KV cache at the given context. Layers of bounded reach (sliding window, chunks) keep no
-        more of it than they see.
+        Reads no weights but with --verify. Memory is what the native core makes of the file, which keeps quantized
+        weights quantized, and one sequence's 16-bit KV cache at the given context. Layers of bounded reach (sliding
+        window, chunks) keep no more of it than they see.
         """,
         examples=("herder show smollm2", "herder show ./model.gguf --context 8192 --json"),
     )

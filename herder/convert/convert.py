@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 from herder.convert.tensors import FLOATS, Casts
 from herder.convert.to_gguf import gguf_model
-from herder.convert.to_hf import float_format, generation_config, hf_config, hf_tensors
+from herder.convert.to_hf import DTYPES, float_format, generation_config, hf_config, hf_tensors, kind_of
 from herder.convert.to_meta import meta_params, meta_tensors, shared_tensors
 from herder.convert.tokenizer_files import hf_settings, hf_vocabulary, spm_model, tiktoken_model
 from herder.convert.vocabulary import Words, read_words
@@ -35,6 +35,7 @@ KINDS: tuple[Kind, ...] = ("hf", "meta", "gguf")
 SHARD = 5_000_000_000  # bytes of a safetensors file, as in Hugging Face's own tools
 
 _MODEL_MARKS = ("config.json", "params.json")  # what a directory that may be replaced holds
+_REWRITTEN = ("quantization_config", "compression_config", "dtype", "torch_dtype")  # keys of config.json
 _KIND = {"gguf": "gguf", "safetensors": "hf", "meta": "meta", "mistral": "mistral"}
 _WAY_OUT = "free some space, or write it elsewhere"
 
@@ -132,8 +133,8 @@ def _hf(files: ModelFiles, fmt: Format | None, shard_size: int, casts: Casts) ->
     plan = _Plan()
     words = None if _KIND[files.kind] == "hf" else read_words(files)
     if words is None:
-        config = {k: v for k, v in files.metadata["config.json"].items() if k not in ("quantization_config", "dtype")}
-        plan.add("config.json", {**config, "torch_dtype": hf_config_dtype(base)})
+        kept = {key: value for key, value in files.metadata["config.json"].items() if key not in _REWRITTEN}
+        plan.add("config.json", {**kept, "torch_dtype": DTYPES[base.name]})
         _carry(files.path, plan, but=("config.json",))
     else:
         plan.add("config.json", hf_config(files, base, words.special))
@@ -144,17 +145,14 @@ def _hf(files: ModelFiles, fmt: Format | None, shard_size: int, casts: Casts) ->
         plan.add("tokenizer_config.json", hf_settings(words, files.chat_templates))
         if files.licence:
             plan.add("README.md", f"---\nlicense: {files.licence}\n---\n".encode())
-    outputs = hf_tensors(files, base, fmt, casts)
+    kind = files.config.architecture if words is None else kind_of(files.config)
+    outputs = hf_tensors(files, kind, base, fmt, casts)
     groups = shards(outputs, shard_size)
     for name, group in groups.items():
         plan.files[name] = _safetensors(group)
     if len(groups) > 1:
         plan.add(INDEX, index_of(groups))
     return plan, outputs
-
-
-def hf_config_dtype(fmt: Format) -> str:
-    return {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[fmt.name]
 
 
 def _safetensors(group: Sequence[Output]) -> tuple[Callable[[BinaryIO, Callable[[int], None]], None], int]:

@@ -24,12 +24,14 @@ from herder.weights.names import BIASES, EXPERTS, Role
 from herder.weights.output import Output
 from herder.weights.rope import inv_freq
 from herder.weights.source import ModelFiles, TensorSource
+from herder.weights.vision_tensors import PREFIXES, vision_shapes
 
 _CLASSES = {
     "llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM", "mixtral": "MixtralForCausalLM",
     "llama4_text": "Llama4ForCausalLM",
 }  # fmt: skip
-_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_VECTORS = BIASES | {Role.ATTN_GATE, Role.FFN_GATE}
 _MIXTRAL = {"gate_proj": "w1", "down_proj": "w2", "up_proj": "w3"}
 
 # (factor, high_freq_factor) of Meta's models: rope_freqs.weight holds only what the formula made of them.
@@ -39,7 +41,9 @@ _LLAMA3 = ((8.0, 4.0), (32.0, 4.0), (16.0, 1.0), (8.0, 1.0))
 def kind_of(config: ModelConfig) -> str:
     """The model_type that computes this. Raises UnsupportedModel when none does."""
     if config.vision is not None or any(plan.cross for plan in config.plan):
-        raise UnsupportedModel("a model with an image encoder cannot be converted yet: use its files as they are")
+        raise UnsupportedModel(
+            "a model with an image encoder is converted from Hugging Face's files to the same only: get those"
+        )
     if config.architecture.startswith("llama4"):
         return "llama4_text"
     if config.experts is not None:
@@ -87,7 +91,7 @@ def hf_config(files: ModelFiles, fmt: Format, special: Special) -> dict[str, Any
         "num_key_value_heads": config.kv_heads, "head_dim": config.head_dim, "hidden_act": "silu",
         "max_position_embeddings": config.context, "rms_norm_eps": _shortest(config.norm_eps),
         "rope_parameters": rope, "rope_theta": rope["rope_theta"], "tie_word_embeddings": config.tied,
-        "bos_token_id": special.bos, "eos_token_id": special.eos, "torch_dtype": _DTYPES[fmt.name],
+        "bos_token_id": special.bos, "eos_token_id": special.eos, "torch_dtype": DTYPES[fmt.name],
     }  # fmt: skip
     if kind in ("mistral", "mixtral"):
         values["sliding_window"] = config.plan[0].window
@@ -183,42 +187,47 @@ def _compare(where: str, config: ModelConfig, values: dict[str, Any]) -> None:
         raise UnsupportedModel(f"{where} is a model that config.json of {found.architecture} cannot describe exactly")
 
 
-def hf_tensors(files: ModelFiles, base: Format, wanted: Format | None, casts: Casts) -> list[Output]:
-    """The tensors, in the order of the layers."""
+def hf_tensors(files: ModelFiles, kind: str, base: Format, wanted: Format | None, casts: Casts) -> list[Output]:
+    """The tensors under the names of model_type `kind`, in the order of the layers."""
     config = files.config
-    kind = kind_of(config)
-    order = Interleaved(config) if kind == "llama4_text" else None
+    four = kind in ("llama4_text", "llama4")
+    order = Interleaved(config) if four else None
+    shapes = vision_shapes(config)
     experts: dict[int, list[TensorSource]] = defaultdict(list)
-    if kind == "llama4_text":
+    if four:
         for tensor in files.tensors:
             if tensor.role in EXPERTS:
                 experts[tensor.layer].append(tensor)
     outputs = []
     for tensor in in_order(files.tensors):
-        if tensor.role in EXPERTS and kind == "llama4_text":
+        if tensor.role in EXPERTS and four:
             if group := experts.pop(tensor.layer, None):
-                outputs += _stacks(group, tensor.layer, base, casts)
+                outputs += _stacks(group, kind, base, casts)
             continue
         fmt = chosen_format(tensor, base, wanted)
-        vector = tensor.rows == 1 and (tensor.role in BIASES or "norm" in tensor.name)
-        shape = (tensor.cols,) if vector else (tensor.rows, tensor.cols)
+        vector = tensor.rows == 1 and (tensor.role in _VECTORS or "norm" in tensor.name)
+        shape = shapes.get(tensor.name) or ((tensor.cols,) if vector else (tensor.rows, tensor.cols))
         rows = order.of(tensor.role) if order is not None else None
         outputs.append(output(tensor, _name(tensor.name, kind), fmt, shape, casts, rows))
     return outputs
 
 
-def _stacks(group: list[TensorSource], layer: int, base: Format, casts: Casts) -> list[Output]:
+def _stacks(group: list[TensorSource], kind: str, base: Format, casts: Casts) -> list[Output]:
     by_place = {(tensor.expert, tensor.role): tensor for tensor in group}
     count = range(1 + max(expert for expert, _ in by_place))
     both = [[by_place[e, Role.EXPERT_GATE], by_place[e, Role.EXPERT_UP]] for e in count]
     down = [[by_place[e, Role.EXPERT_DOWN]] for e in count]
-    at = f"model.layers.{layer}.feed_forward.experts."
+    at = _name(f"model.layers.{group[0].layer}.mlp.experts.", kind)
     return [turned(both, at + "gate_up_proj", base, casts), turned(down, at + "down_proj", base, casts)]
 
 
 def _name(name: str, kind: str) -> str:
-    if kind == "llama4_text":
-        return name.replace(".mlp.", ".feed_forward.")
+    if name.startswith(PREFIXES):
+        return name
+    if kind in ("llama4_text", "llama4"):
+        name = name.replace(".mlp.", ".feed_forward.")
+    if kind in ("llama4", "mllama"):
+        return "language_model." + name
     if kind == "mixtral":
         name = name.replace(".mlp.router.", ".mlp.gate.").replace(".mlp.", ".block_sparse_moe.")
         return re.sub(r"(\.experts\.\d+)\.(\w+)\.", lambda m: f"{m[1]}.{_MIXTRAL[m[2]]}.", name)

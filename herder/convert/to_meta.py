@@ -112,4 +112,4 @@ def shared_tensors(config: ModelConfig) -> dict[str, str]:
 
 
 def _name(config: ModelConfig, role: Role, layer: int) -> str:
-    return names_meta.EMBEDDING if role is Role.EMBED else names_meta.origins(config, Place(role, layer))[0].name
+    return names_meta.EMBEDDING if role is Role.EMBED else names_meta.origin_of(config, Place(role, layer), ()).name

@@ -99,19 +99,17 @@ def _tokenizer_json(words: Words) -> dict[str, Any]:
     steps: list[dict[str, Any]] = [{"type": "Split", "pattern": {"Regex": p}, **cut} for p in split.patterns]
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = [
-        {"id": i, "content": _text(words.tokens[i]), **flags, "special": kind is not Kind.USER_DEFINED}
+    apart = {
+        i: kind
         for i, kind in sorted(words.kinds.items())
         if words.tokens[i] and not (kind is Kind.UNUSED and _PAD.fullmatch(words.tokens[i]))
+    }
+    added = [
+        {"id": i, "content": _text(words.tokens[i]), **flags, "special": kind is not Kind.USER_DEFINED}
+        for i, kind in apart.items()
     ]
     plain = {_text(token): i for i, token in enumerate(words.tokens) if token and i not in words.kinds}
-    apart = {str(token["content"]) for token in added}
-    # `tokenizers` numbers added tokens after the model's, whatever their ids: what lies before the last of the model's
-    # must be there too, and ids without a token must have one.
-    last, end = max(plain.values()), max([0, *(int(str(token["id"])) for token in added)])
-    within = {str(token["content"]): int(str(token["id"])) for token in added if int(str(token["id"])) < last}
-    taken = {*plain.values(), *(int(str(token["id"])) for token in added)}
-    within |= {f"[PAD{i}]": i for i in range(end) if i not in taken}
+    merges = _usable(words.merges, plain, {_text(words.tokens[i]) for i in apart})
     return {
         "version": "1.0",
         "truncation": None,
@@ -124,9 +122,22 @@ def _tokenizer_json(words: Words) -> dict[str, Any]:
         "model": {
             "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-            "ignore_merges": split.ignore_merges, "vocab": plain | within, "merges": list(_usable(words.merges, plain, apart)),
+            "ignore_merges": split.ignore_merges,
+            "vocab": plain | _between(words, plain, apart), "merges": list(merges),
         },
     }  # fmt: skip
+
+
+def _between(words: Words, plain: Mapping[str, int], apart: Mapping[int, Kind]) -> dict[str, int]:
+    """The added tokens that the model's own vocabulary must have too, and names for ids without a token.
+
+    `tokenizers` numbers added tokens from the number of the model's tokens on, whatever ids the file gives them: all
+    ids below its last must be there.
+    """
+    last = max(plain.values(), default=-1)
+    found = {_text(words.tokens[i]): i for i in apart if i < last}
+    taken = {*plain.values(), *apart}
+    return found | {f"[PAD{i}]": i for i in range(max(apart, default=0)) if i not in taken}
 
 
 def _usable(merges: Iterable[str], plain: Mapping[str, int], apart: set[str]) -> Iterable[list[str]]:

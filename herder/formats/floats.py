@@ -31,9 +31,13 @@ def pack_f16(values: NDArray[np.float32]) -> NDArray[np.uint8]:
 def pack_bf16(values: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Rounds to nearest, ties to even: adds half a unit of the last kept bit, less one when that bit is 0, and cuts.
     The largest float32 become infinite, as IEEE rounding has it."""
-    bits = values.view(np.uint32).astype(np.uint64)
-    rounded = bits + 0x7FFF + ((bits >> 16) & 1)
-    return (rounded >> 16).astype("<u2").view(np.uint8)
+    bits = values.view(np.uint32)
+    rounded = bits >> 16
+    rounded &= 1
+    rounded += bits
+    rounded += 0x7FFF
+    rounded >>= 16
+    return rounded.astype("<u2").view(np.uint8)
 
 
 UNPACK = {table.F32: unpack_f32, table.F16: unpack_f16, table.BF16: unpack_bf16}

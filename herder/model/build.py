@@ -64,7 +64,7 @@ def load(source: TensorSource, model: nn.Module, dtype: torch.dtype, device: tor
     """The tensor in the shape that the model has for it. Raises ModelFileError when it has none, or another."""
     module, leaf = owner(model, source.name)
     parameter = getattr(module, leaf, None)
-    if not isinstance(parameter, Tensor) or parameter.numel() != source.rows * source.cols:
+    if not isinstance(parameter, Tensor) or not _fits(parameter, source):
         shape = "no such tensor" if parameter is None else f"shape {tuple(parameter.shape)}"
         raise ModelFileError(
             f"tensor {source.name} is {source.rows} x {source.cols}, but the configuration says {shape}: the file is "
@@ -76,6 +76,12 @@ def load(source: TensorSource, model: nn.Module, dtype: torch.dtype, device: tor
         values[start : start + len(piece)].copy_(piece)
         start += len(piece)
     return values.view(parameter.shape)
+
+
+def _fits(parameter: Tensor, source: TensorSource) -> bool:
+    """Whether the shapes agree. A vector is one row, but of the image encoder, one column."""
+    count = source.rows * source.cols
+    return parameter.numel() == count and (parameter.ndim < 2 or parameter.shape[0] == source.rows)
 
 
 def pieces(source: TensorSource) -> Iterator[Tensor]:

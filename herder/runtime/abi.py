@@ -163,6 +163,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "hd_model_tap": (None, [c_void_p, Tap, c_void_p]),
     "hd_sample": (c_int32, [c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
     "hd_unpack": (c_int32, [c_int32, c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_void_p]),
+    "hd_packed_bytes": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_void_p, c_void_p]),
     "hd_measure": (c_int32, [c_int32, c_size_t, c_double, c_void_p, c_void_p, c_void_p, c_void_p]),
 }
 

@@ -127,6 +127,7 @@ def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress |
             status = core.hd_model_tensor(handle, ctypes.addressof(given), error_at)
             if status:
                 abi.fail(status, error, ModelFileError)
+            made = None  # freed before the next one is made
             if not later:
                 tensor.release()
             done += tensor.bytes
@@ -160,4 +161,21 @@ def wanted(tensor: TensorSource, config: ModelConfig) -> bool:
 
 def lazy(tensor: TensorSource) -> bool:
     """Whether the core packs the tensor only when a token is routed to its expert."""
-    return tensor.role in EXPERTS and isinstance(tensor.file, MappedFile) and tensor.row_map is None
+    if tensor.role not in EXPERTS or tensor.make is not None:
+        return False
+    return isinstance(tensor.file, MappedFile) and tensor.row_map is None
+
+
+def packed_bytes(tensor: TensorSource, float32: bool = False) -> int:
+    """Bytes that a tensor takes in the core: more than in the file where scales of few bits become float16, codes of
+    five and six bits become bytes, and rows are no multiple of 16."""
+    if tensor.rows == 1:
+        return 4 * tensor.cols
+    compute = abi.DTYPE_FLOAT32 if float32 or tensor.role == Role.ROUTER else abi.DTYPE_AUTO
+    error, size = abi.Error(), ctypes.c_int64()
+    status = abi.library().hd_packed_bytes(
+        tensor.format_id, tensor.rows, tensor.cols, compute, ctypes.addressof(size), ctypes.addressof(error)
+    )
+    if status:
+        abi.fail(status, error, ModelFileError)
+    return size.value

@@ -8,7 +8,9 @@ form of their Instruct releases (tiles of 560 pixels in Llama 3.2 Vision).
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -63,19 +65,21 @@ def matrix_format(role: Role, cols: int, form: Format) -> Format:
 def weight_bytes(config: ModelConfig, form: Format) -> int | None:
     """Bytes of a model's tensors in one storage format (see matrix_format), an image encoder in BF16 unless `form` is a
     wider one; None where its rows are no whole blocks."""
-    counted: dict[tuple[Role, bool], tuple[int, int]] = {}  # many layers, few shapes
-    for place in required(config):
-        key = (place.role, place.cross)
-        if key not in counted:
-            rows, cols = shape_of(place.role, config)
-            stored = matrix_format(place.role, cols, form)
-            if not stored.whole_blocks(cols):
-                return None
-            counted[key] = 0, rows * stored.row_bytes(cols)
-        count, size = counted[key]
-        counted[key] = count + 1, size
+    total = 0
+    for role, count in _roles(config):
+        rows, cols = shape_of(role, config)
+        stored = matrix_format(role, cols, form)
+        if not stored.whole_blocks(cols):
+            return None
+        total += count * rows * stored.row_bytes(cols)
     encoder = sum(prod(shape) for shape in vision_shapes(config).values()) * (4 if form == F32 else 2)
-    return sum(count * size for count, size in counted.values()) + encoder
+    return total + encoder
+
+
+@cache
+def _roles(config: ModelConfig) -> tuple[tuple[Role, int], ...]:
+    """How many tensors of each role a model has: tens of thousands where there are many experts."""
+    return tuple(Counter(place.role for place in required(config)).items())
 
 
 # Shapes: dim, layers, heads, kv_heads, ffn_dim -----------------------------------------------------------------------

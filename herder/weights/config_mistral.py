@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from herder.core.config import Experts, LayerPlan, ModelConfig, Rope
-from herder.core.errors import UnsupportedModel
+from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.weights.config_meta import MAX_LAYERS, MAX_VOCAB, MAX_WIDTH
 from herder.weights.fields import Fields, short
 
@@ -59,14 +59,16 @@ def config_from_mistral(
     theta = keys.number("rope_theta", None, low=1.0)
     if theta is None:
         theta = 1e6 if experts is not None and window is None else 1e4
-    heads = keys.integer("n_heads", high=MAX_WIDTH)
+    heads, head_dim = keys.integer("n_heads", high=MAX_WIDTH), keys.integer("head_dim", high=MAX_WIDTH)
+    if heads * head_dim > MAX_WIDTH:
+        raise ModelFileError(f"{where}: {heads} heads of {head_dim} are more than any model has: get the file again")
     config = ModelConfig(
         architecture="mixtral" if experts is not None else "mistral",
         layers=layers,
         dim=dim,
         heads=heads,
         kv_heads=keys.integer("n_kv_heads", high=MAX_WIDTH),
-        head_dim=keys.integer("head_dim", high=MAX_WIDTH),
+        head_dim=head_dim,
         ffn_dim=width,
         vocab=keys.integer("vocab_size", high=MAX_VOCAB),
         context=keys.integer("max_seq_len", 65536 if dim == 6144 else 32768),

@@ -9,6 +9,7 @@ everything else is the same on each rank.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import NamedTuple
 
 from herder.core.config import MllamaVision, ModelConfig
@@ -76,14 +77,17 @@ def text_prefix(config: ModelConfig) -> str:
     return "text_model." if isinstance(config.vision, MllamaVision) else ""
 
 
-def origins(config: ModelConfig, place: Place) -> tuple[Origin, ...]:
-    """What may hold the tensor; not for Role.EMBED and Role.VISION."""
+def origin_of(config: ModelConfig, place: Place, stored: Container[str]) -> Origin:
+    """What holds the tensor: the first of the possible ones that is stored, or else the first. Not for Role.EMBED and
+    Role.VISION."""
     prefix = text_prefix(config)
     if place.role in _OUTER:
-        origin = _OUTER[place.role]
-        return (origin._replace(name=prefix + origin.name),)
-    prefix += _block(config, place.layer)
-    return tuple(origin._replace(name=prefix + origin.name) for origin in _LAYER[place.role])
+        possible: tuple[Origin, ...] = (_OUTER[place.role],)
+    else:
+        prefix += _block(config, place.layer)
+        possible = _LAYER[place.role]
+    named = [origin._replace(name=prefix + origin.name) for origin in possible]
+    return next((origin for origin in named if origin.name in stored), named[0])
 
 
 def _block(config: ModelConfig, layer: int) -> str:

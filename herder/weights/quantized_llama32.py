@@ -18,12 +18,11 @@ from typing import Any
 
 from herder.core.config import ModelConfig
 from herder.core.errors import ModelFileError, UnsupportedModel
-from herder.formats.table import F32, Format
+from herder.formats.table import F32
 from herder.weights import names_meta
 from herder.weights.fields import Fields, short
-from herder.weights.mapping import OwnedBytes
 from herder.weights.names import Place, Role
-from herder.weights.quantized_meta import Quantized, made_source
+from herder.weights.quantized_meta import float_type, made_source
 from herder.weights.ranks import Ranks
 from herder.weights.source import TensorSource
 from herder.weights.windows import Window, float_format
@@ -38,11 +37,13 @@ class _Adaptor:
     scale: float
 
 
-class Int4(Quantized):
+class Int4:
     """Llama 3.2 1B and 3B, QLoRA and SpinQuant."""
 
     def __init__(self, where: str, settings: Any, adaptor: Any, config: ModelConfig, ranks: Ranks) -> None:
-        super().__init__(config, ranks)
+        self._config = config
+        self._ranks = ranks
+        self._dtype = float_type(config, ranks)
         if ranks.count != 1:
             raise UnsupportedModel(f"{where}: quantization_args with {ranks.count} ranks is not supported")
         keys = self._fields(where, "quantization_args", settings)
@@ -72,106 +73,94 @@ class Int4(Quantized):
     def tensor(self, place: Place, shape: tuple[int, int], row_map: array[int] | None) -> TensorSource | None:
         import numpy as np
 
-        from herder.weights.quantized.made import Scaled, evenly
+        from herder.weights.quantized.made import Computed, Matrix, Scaled, check_scales, evenly
 
-        name = names_meta.EMBEDDING if place.role is Role.EMBED else self.find(place)[0].name
+        name = self._name(place)
         base = name.removesuffix(".weight")
-        if base + ".scales" not in self.ranks:
+        if base + ".scales" not in self._ranks:
             return None
-        [stored], [scales] = self.ranks.pieces(name), self.ranks.pieces(base + ".scales")
-        rows, cols = shape
+        [stored], rows, cols = self._ranks.pieces(name), *shape
         group = cols if place.role in (Role.EMBED, Role.HEAD) else self._group
         if stored.dtype != "I8" or (stored.rows, stored.cols) != shape or cols % group:
             raise ModelFileError(
                 f"{stored.where} is {stored.dtype} of {stored.rows} x {stored.cols}: expected I8 of {rows} x {cols} in "
                 f"groups of {group}"
             )
-        count = cols // group
-        fmt = float_format(scales)
-        if scales.rows * scales.cols != rows * count or not scales.dense:
-            raise ModelFileError(f"{scales.where} holds {scales.rows * scales.cols} scales, not {rows} x {count}")
-        factors = Window(scales.file, scales.where, scales.dtype, rows, count, scales.offset, count)
-        self._check_zeros(base)
+        limits, groups = (-128, 127) if group == cols else (-8, 7), evenly(cols, group)
+        scales = self._beside(base + ".scales", rows, cols // group)
+        zeros = self._beside(base + ".zeros", rows, cols // group) if base + ".zeros" in self._ranks else None
 
         def values(low: int, high: int) -> Any:
-            return stored.some_rows(low, high).bits().view(np.int8)
-
-        def numbers(low: int, high: int) -> Any:
-            return _floats(factors.some_rows(low, high), fmt)
-
-        limits = (-128, 127) if group == cols else self._limits(stored)
-        scaled = Scaled(
-            name=name, where=stored.where, rows=rows, cols=cols, groups=evenly(cols, group), values=values,
-            scales=numbers, limits=limits,
-        )  # fmt: skip
-        fold = self._fold(place, base, shape)
-        made = scaled.made(F32 if fold else self.dtype, blocks=fold is None)
-        if fold is None:
-            return made_source(place, made.format, rows, cols, made.make, row_map)
-        return made_source(place, F32, rows, cols, functools.partial(_folded, made.make, shape, fold), row_map)
-
-    def _check_zeros(self, base: str) -> None:
-        if base + ".zeros" in self.ranks:
-            [zeros] = self.ranks.pieces(base + ".zeros")
-            if zeros.bits().any():
+            bits = stored.some_rows(low, high).bits().view(np.int8)
+            if bits.min() < limits[0] or bits.max() > limits[1]:
+                raise ModelFileError(f"{stored.where} holds {bits.min()} to {bits.max()}: expected -8 to 7")
+            if zeros is not None and zeros.some_rows(low, high).bits().any():
                 raise UnsupportedModel(f"{zeros.where} are not all 0: only symmetric quantization is supported")
+            return bits
 
-    @staticmethod
-    def _limits(stored: Window) -> tuple[int, int]:
-        """-8 and 7, which every value must keep to."""
-        import numpy as np
+        def factors(low: int, high: int) -> Any:
+            numbers = _floats(scales.some_rows(low, high))
+            check_scales(stored.where, numbers)
+            return numbers
 
-        bits = stored.bits().view(np.int8)
-        if bits.min() < -8 or bits.max() > 7:
-            raise ModelFileError(f"{stored.where} holds {bits.min()} to {bits.max()}: expected -8 to 7")
-        return -8, 7
+        def products(low: int, high: int) -> Any:
+            band = factors(low, high)[:, groups] * values(low, high)
+            for step in fold:
+                band = step(band, low)
+            return band
 
-    def _fold(self, place: Place, base: str, shape: tuple[int, int]) -> list[Step] | None:
+        def release() -> None:
+            for piece in (stored, scales, *([zeros] if zeros is not None else [])):
+                piece.release()
+
+        fold = self._fold(place, base, shape)
+        matrix: Matrix = Scaled(name, stored.where, rows, cols, groups, values, factors, limits, release)
+        if fold:
+            matrix = Computed(name, stored.where, rows, cols, products, F32, release)
+        made = matrix.made(self._dtype, blocks=True)
+        return made_source(place, made.format, rows, cols, made.make, row_map)
+
+    def _beside(self, name: str, rows: int, cols: int) -> Window:
+        """(rows, cols) numbers for the groups of a matrix, whatever shape they are stored in."""
+        [piece] = self._ranks.pieces(name)
+        float_format(piece)
+        if piece.rows * piece.cols != rows * cols or not piece.dense:
+            raise ModelFileError(f"{piece.where} holds {piece.rows * piece.cols} numbers, not {rows} x {cols}")
+        return Window(piece.file, piece.where, piece.dtype, rows, cols, piece.offset, cols)
+
+    def _name(self, place: Place) -> str:
+        if place.role is Role.EMBED:
+            return names_meta.EMBEDDING
+        return names_meta.origin_of(self._config, place, self._ranks).name
+
+    def _fold(self, place: Place, base: str, shape: tuple[int, int]) -> list[Step]:
         """What is to be done with the float32 matrix."""
         steps: list[Step] = []
         if self._spin and place.role is Role.W_DOWN:
             if shape[1] & (shape[1] - 1):
                 raise UnsupportedModel(f"{base}: SpinQuant with {shape[1]} inputs, which is not a power of two")
             steps.append(hadamard)
-        if base + ".adaptor.A.weight" in self.ranks:
+        if base + ".adaptor.A.weight" in self._ranks:
             if self._adaptor is None:
                 raise ModelFileError(f"{base} has an adaptor, but params.json has no lora_args")
-            [a], [b] = (self.ranks.pieces(f"{base}.adaptor.{part}.weight") for part in "AB")
+            [a], [b] = (self._ranks.pieces(f"{base}.adaptor.{part}.weight") for part in "AB")
             if (a.rows, a.cols, b.rows, b.cols) != (self._adaptor.rank, shape[1], shape[0], self._adaptor.rank):
                 raise ModelFileError(f"{a.where} and B are not of rank {self._adaptor.rank}, as lora_args says")
             steps.append(functools.partial(_add_adaptor, a, b, self._adaptor.scale))
-        return steps or None
+        return steps
 
 
 def _add_adaptor(a: Window, b: Window, scale: float, band: Any, low: int) -> Any:
     """Rows low.. of the matrix plus scale * B A."""
-    product = _floats(b.some_rows(low, low + len(band)), float_format(b)) @ _floats(a, float_format(a))
-    return band + product * scale
+    return band + _floats(b.some_rows(low, low + len(band))) @ _floats(a) * scale
 
 
-def _floats(piece: Window, fmt: Format) -> Any:
+def _floats(piece: Window) -> Any:
     import numpy as np
 
     from herder.formats.reference import unpack
 
-    return unpack(fmt, np.ascontiguousarray(piece.bits()), piece.rows, piece.cols)
-
-
-def _folded(make: Callable[[], OwnedBytes], shape: tuple[int, int], steps: list[Step]) -> OwnedBytes:
-    """In place, some rows at a time."""
-    import numpy as np
-
-    from herder.weights.quantized.made import slabs
-
-    rows, cols = shape
-    data = make()
-    matrix = np.frombuffer(data.view(0, 4 * rows * cols), np.float32).reshape(shape)
-    for low, high in slabs(rows, cols):
-        band: Any = matrix[low:high]
-        for step in steps:
-            band = step(band, low)
-        matrix[low:high] = band
-    return data
+    return unpack(float_format(piece), np.ascontiguousarray(piece.bits()), piece.rows, piece.cols)
 
 
 def hadamard(band: Any, low: int = 0) -> Any:

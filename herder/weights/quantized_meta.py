@@ -13,10 +13,9 @@ floating-point format, rounded once.
 
 from __future__ import annotations
 
-import functools
 from array import array
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from herder.core.config import ModelConfig
 from herder.core.errors import ModelFileError
@@ -35,48 +34,41 @@ _EXPERTS = {Role.EXPERT_GATE: "w1", Role.EXPERT_UP: "w3", Role.EXPERT_DOWN: "w2"
 _SHARED = {Role.SHARED_GATE: "w1", Role.SHARED_UP: "w3", Role.SHARED_DOWN: "w2"}
 
 
-class Quantized:
+class Quantized(Protocol):
     """The quantized tensors of a checkpoint."""
-
-    def __init__(self, config: ModelConfig, ranks: Ranks) -> None:
-        self.config = config
-        self.ranks = ranks
 
     def tensor(self, place: Place, shape: tuple[int, int], row_map: array[int] | None) -> TensorSource | None:
         """The tensor of (rows, cols) `shape`, or None where it is not quantized."""
-        raise NotImplementedError
-
-    @functools.cached_property
-    def dtype(self) -> Format:
-        """What the checkpoint's own numbers are: the final norm's."""
-        origin = names_meta.origins(self.config, Place(Role.FINAL_NORM))[0]
-        return float_format(self.ranks.pieces(origin.name)[0])
-
-    def find(self, place: Place) -> tuple[names_meta.Origin, list[Window]]:
-        possible = names_meta.origins(self.config, place)
-        origin = next((origin for origin in possible if origin.name in self.ranks), possible[0])
-        return origin, self.ranks.pieces(origin.name)
 
 
-class Scales(Quantized):
+def float_type(config: ModelConfig, ranks: Ranks) -> Format:
+    """What the checkpoint's own numbers are: the final norm's."""
+    origin = names_meta.origin_of(config, Place(Role.FINAL_NORM), ranks)
+    return float_format(ranks.pieces(origin.name)[0])
+
+
+class Scales:
     """fp8 and int4 with files of scales: one a rank, by names of their own."""
 
     def __init__(self, kind: str, config: ModelConfig, ranks: Ranks, scales: Sequence[Mapping[str, Window]]) -> None:
-        super().__init__(config, ranks)
         self._kind = kind
+        self._config = config
+        self._ranks = ranks
         self._scales = scales
+        self._dtype = float_type(config, ranks)
 
     def tensor(self, place: Place, shape: tuple[int, int], row_map: array[int] | None) -> TensorSource | None:
-        names = [self._name(place, rank) for rank in range(self.ranks.count)]
+        names = [self._name(place, rank) for rank in range(self._ranks.count)]
         present = [name in scales for name, scales in zip(names, self._scales, strict=True)]
         if not any(present):
             return None
         if not all(present):
-            raise ModelFileError(f"{self.ranks.where}: scales {short(names[present.index(False)])} are missing")
-        origin, pieces = self.find(place)
+            raise ModelFileError(f"{self._ranks.where}: scales {short(names[present.index(False)])} are missing")
+        origin = names_meta.origin_of(self._config, place, self._ranks)
+        pieces = self._ranks.pieces(origin.name)
         scales = [scales[name] for name, scales in zip(names, self._scales, strict=True)]
-        values = [self._part(piece, origin, place) for piece in pieces]
-        return _scaled(place, shape, self._kind, values, scales, origin.axis == names_meta.ROWS, self.dtype)
+        values = [self._part(piece, place) for piece in pieces]
+        return _scaled(place, shape, self._kind, values, scales, origin.axis == names_meta.ROWS, self._dtype)
 
     def _name(self, place: Place, rank: int) -> str:
         if place.role in _MATRICES:
@@ -87,16 +79,12 @@ class Scales(Quantized):
             return f"layers.{place.layer}.feed_forward.shared_expert.{_SHARED[place.role]}"
         return ""
 
-    def _part(self, piece: Window, origin: names_meta.Origin, place: Place) -> Window:
+    def _part(self, piece: Window, place: Place) -> Window:
         """(outputs, inputs) of one matrix; of int4 (outputs, inputs / 2)."""
         if place.role not in EXPERTS:
             return piece
-        assert self.config.experts is not None
-        count = self.config.experts.count
-        if piece.rows % count:
-            raise ModelFileError(f"{piece.where} has {piece.rows} rows, which is not {count} equal parts")
-        each = piece.rows // count
-        return piece.some_rows(each * place.expert, each * (place.expert + 1)).transposed()
+        assert self._config.experts is not None
+        return piece.share(place.expert, self._config.experts.count).transposed()
 
 
 def _scaled(
@@ -153,10 +141,14 @@ def _scaled(
     def factors(low: int, high: int) -> Any:
         return _band(matrices, by_rows, low, high, lambda matrix: matrix.bits().view(np.float32).copy())
 
-    made = Scaled(
-        name=canonical_name(*place), where=pieces[0].where, rows=rows, cols=cols, groups=groups, values=values,
-        scales=factors, limits=(-8, 7) if packed else None,
-    ).made(dtype, blocks=True)  # fmt: skip
+    def release() -> None:
+        for piece in (*pieces, *matrices):
+            piece.release()
+
+    limits = (-8, 7) if packed else None
+    made = Scaled(canonical_name(*place), pieces[0].where, rows, cols, groups, values, factors, limits, release).made(
+        dtype, blocks=True
+    )
     return made_source(place, made.format, rows, cols, made.make)
 
 

@@ -23,7 +23,7 @@ class Ranks:
         self._ranks = ranks
         self._taken: set[str] = set()
 
-    def __contains__(self, name: str) -> bool:
+    def __contains__(self, name: object) -> bool:
         return name in self._ranks[0]
 
     def __iter__(self) -> Iterator[str]:
@@ -37,10 +37,6 @@ class Ranks:
             of = f" on rank {missing[0]} of {self.count}" if self.count > 1 else ""
             raise ModelFileError(f"{self.where}: tensor {short(name)} is missing{of}: download the files again")
         return [tensors[name] for tensors in self._ranks]
-
-    def drop(self, name: str) -> None:
-        """Counts a tensor as asked for."""
-        self._taken.add(name)
 
     def left_over(self) -> list[str]:
         """Names on any rank that nobody asked for."""

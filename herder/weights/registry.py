@@ -74,14 +74,45 @@ MODELS: dict[str, Entry] = {
     "llama2:7b": Entry(HubName("meta-llama/Llama-2-7b-chat-hf"), "Llama 2 7B Chat", "Llama 2"),
     "llama2:13b": Entry(HubName("meta-llama/Llama-2-13b-chat-hf"), "Llama 2 13B Chat", "Llama 2"),
     "llama2:70b": Entry(HubName("meta-llama/Llama-2-70b-chat-hf"), "Llama 2 70B Chat", "Llama 2"),
+    "codellama:7b": Entry(HubName("codellama/CodeLlama-7b-Instruct-hf"), "Code Llama 7B Instruct", "Llama 2"),
+    "codellama:13b": Entry(HubName("codellama/CodeLlama-13b-Instruct-hf"), "Code Llama 13B Instruct", "Llama 2"),
+    "codellama:34b": Entry(HubName("codellama/CodeLlama-34b-Instruct-hf"), "Code Llama 34B Instruct", "Llama 2"),
+    "codellama:70b": Entry(HubName("codellama/CodeLlama-70b-Instruct-hf"), "Code Llama 70B Instruct", "Llama 2"),
     "llama3:8b": Entry(HubName("meta-llama/Meta-Llama-3-8B-Instruct"), "Llama 3 8B Instruct", "Llama 3"),
     "llama3:70b": Entry(HubName("meta-llama/Meta-Llama-3-70B-Instruct"), "Llama 3 70B Instruct", "Llama 3"),
     "llama3.1:8b": Entry(HubName("meta-llama/Llama-3.1-8B-Instruct"), "Llama 3.1 8B Instruct", "Llama 3.1"),
     "llama3.1:70b": Entry(HubName("meta-llama/Llama-3.1-70B-Instruct"), "Llama 3.1 70B Instruct", "Llama 3.1"),
+    "llama3.1:405b": Entry(HubName("meta-llama/Llama-3.1-405B-Instruct"), "Llama 3.1 405B Instruct", "Llama 3.1"),
     "llama3.2:1b": Entry(HubName("meta-llama/Llama-3.2-1B-Instruct"), "Llama 3.2 1B Instruct", "Llama 3.2"),
     "llama3.2:3b": Entry(HubName("meta-llama/Llama-3.2-3B-Instruct"), "Llama 3.2 3B Instruct", "Llama 3.2"),
     "llama3.3:70b": Entry(HubName("meta-llama/Llama-3.3-70B-Instruct"), "Llama 3.3 70B Instruct", "Llama 3.3"),
+    "llama3.2-vision:11b": Entry(
+        HubName("meta-llama/Llama-3.2-11B-Vision-Instruct"), "Llama 3.2 11B Vision Instruct", "Llama 3.2"
+    ),
+    "llama3.2-vision:90b": Entry(
+        HubName("meta-llama/Llama-3.2-90B-Vision-Instruct"), "Llama 3.2 90B Vision Instruct", "Llama 3.2"
+    ),
+    "llama4:scout": Entry(
+        HubName("meta-llama/Llama-4-Scout-17B-16E-Instruct"), "Llama 4 Scout 17B 16E Instruct", "Llama 4"
+    ),
+    "llama4:maverick": Entry(
+        HubName("meta-llama/Llama-4-Maverick-17B-128E-Instruct"), "Llama 4 Maverick 17B 128E Instruct", "Llama 4"
+    ),
+    "llama-guard3:1b": Entry(HubName("meta-llama/Llama-Guard-3-1B"), "Llama Guard 3 1B", "Llama 3.2"),
+    "llama-guard3:8b": Entry(HubName("meta-llama/Llama-Guard-3-8B"), "Llama Guard 3 8B", "Llama 3.2"),
+    "llama-guard3-vision:11b": Entry(
+        HubName("meta-llama/Llama-Guard-3-11B-Vision"), "Llama Guard 3 11B Vision", "Llama 3.2"
+    ),
+    "llama-guard4:12b": Entry(HubName("meta-llama/Llama-Guard-4-12B"), "Llama Guard 4 12B", "Llama 4"),
+    "r1-llama:8b": Entry(
+        HubName("deepseek-ai/DeepSeek-R1-Distill-Llama-8B"), "DeepSeek R1 Distill Llama 8B", "MIT, Llama"
+    ),
+    "r1-llama:70b": Entry(
+        HubName("deepseek-ai/DeepSeek-R1-Distill-Llama-70B"), "DeepSeek R1 Distill Llama 70B", "MIT, Llama"
+    ),
     "mistral:7b": Entry(HubName("mistralai/Mistral-7B-Instruct-v0.3"), "Mistral 7B Instruct v0.3", "Apache-2.0"),
+    "mixtral:8x7b": Entry(HubName("mistralai/Mixtral-8x7B-Instruct-v0.1"), "Mixtral 8x7B Instruct", "Apache-2.0"),
+    "mixtral:8x22b": Entry(HubName("mistralai/Mixtral-8x22B-Instruct-v0.1"), "Mixtral 8x22B Instruct", "Apache-2.0"),
 }
 
 _PREFIXES = ("https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "https://hf.co/", "hf.co/")

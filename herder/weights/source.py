@@ -219,6 +219,8 @@ def _open_directory(directory: Path) -> ModelFiles:
         )
     if "config.json" in names:
         return open_hf(directory)  # which says what of the weights is missing
+    if "params.json" in names:
+        raise ModelNotFound(f"{directory} has params.json and no consolidated.00.pth: download the weights too")
     missing = "model.safetensors without config.json" if published else "neither config.json nor a .gguf file"
     raise ModelNotFound(f"{directory} holds {missing}: give the directory of a model")
 

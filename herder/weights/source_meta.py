@@ -66,13 +66,18 @@ def open_meta(directory: Path) -> ModelFiles:
         embedding = ranks.pieces(prefix + names_meta.EMBEDDING)
         tied = _tied(ranks, prefix)
         config = config_from_meta(
-            where, params, vocab=_vocab(directory, params, embedding), tied=tied, name=name_of(directory)
+            where,
+            params,
+            vocab=_vocab(directory, params, embedding),
+            tied=tied,
+            name=name_of(directory),
+            licence=_licence(directory),
         )
         check_shape_sanity(where, config)
         quantized = _quantized(directory, params, config, ranks, opened)
         tensors = _tensors(config, ranks, quantized)
         for name in ranks.left_over():
-            if not names_meta.ignored(name) and not (tied and name == prefix + "output.weight"):
+            if not names_meta.ignored(name):
                 raise UnsupportedModel(
                     f"{directory}: tensor {short(name)} is not known here: is this a model of another kind?"
                 )
@@ -139,6 +144,17 @@ def name_of(directory: Path) -> str:
     """The directory's name; that of the one above for `original`, where Hugging Face's repositories keep them."""
     place = directory.resolve()
     return place.parent.name if place.name == "original" else place.name
+
+
+def _licence(directory: Path) -> str:
+    """The first line of LICENSE beside the weights, such as LLAMA 3.1 COMMUNITY LICENSE AGREEMENT, or nothing."""
+    for name in ("LICENSE", "LICENSE.txt"):
+        try:
+            with open(directory / name, encoding="utf-8", errors="replace") as file:
+                return file.read(4096).strip().split("\n", 1)[0].strip()[:100]
+        except OSError:
+            continue
+    return ""
 
 
 def _open(directory: Path, paths: list[Path], opened: list[MappedFile]) -> Ranks:
@@ -228,10 +244,10 @@ def _text(config: ModelConfig, ranks: Ranks, quantized: Quantized | None) -> Ite
         row_map = None if place.cross else maps.get(place.role)
         shape = shape_of(place.role, config)
         made = quantized.tensor(place, shape, row_map) if quantized is not None else None
-        yield made if made is not None else plain(config, ranks, place, shape, row_map)
+        yield made if made is not None else _plain(config, ranks, place, shape, row_map)
 
 
-def plain(
+def _plain(
     config: ModelConfig, ranks: Ranks, place: Place, shape: tuple[int, int], row_map: array[int] | None
 ) -> TensorSource:
     """A tensor that is not quantized."""
@@ -243,42 +259,28 @@ def plain(
         if config.embedding_rows is not None:
             pieces = [*pieces, *ranks.pieces(prefix + names_meta.LEARNABLE)]
         return join(name, place.role, 0, 0, pieces, along, shape)
-    origin, pieces = found(config, ranks, place)
+    origin = names_meta.origin_of(config, place, ranks)
+    pieces = [_part(piece, origin, config, place, ranks.count) for piece in ranks.pieces(origin.name)]
     return join(name, place.role, place.layer, place.expert, pieces, origin.axis, shape, row_map)
 
 
-def found(config: ModelConfig, ranks: Ranks, place: Place) -> tuple[Origin, list[Window]]:
-    """Which of its possible origins a tensor has, and its part of each rank's piece."""
-    possible = names_meta.origins(config, place)
-    origin = next((origin for origin in possible if origin.name in ranks), possible[0])
-    return origin, [cut(piece, origin, config, place, ranks.count) for piece in ranks.pieces(origin.name)]
-
-
-def cut(piece: Window, origin: Origin, config: ModelConfig, place: Place, ranks: int) -> Window:
-    """The part of one rank's piece that is meant. Raises ModelFileError when it cannot be cut so."""
+def _part(piece: Window, origin: Origin, config: ModelConfig, place: Place, ranks: int) -> Window:
+    """What is meant of one rank's piece. Raises ModelFileError when it cannot be cut so."""
     if origin.part == "all":
         return piece
     if origin.part == "turned":
         return piece.transposed()
     if origin.part in ("first", "second"):
-        low, high = _run(piece, 2, origin.part == "second")
-        return piece.some_rows(low, high)
+        return piece.share(int(origin.part == "second"), 2)
     if origin.part == "expert":
         assert config.experts is not None
-        low, high = _run(piece, config.experts.count, place.expert)
-        return piece.some_rows(low, high).transposed()
+        return piece.share(place.expert, config.experts.count).transposed()
     q = config.heads * config.head_dim // ranks
     kv, left = divmod(piece.rows - q, 2)
     if kv < 1 or left:
         raise ModelFileError(f"{piece.where} has {piece.rows} rows, which are not {q} of q and those of k and v")
     begin, count = {"q": (0, q), "k": (q, kv), "v": (q + kv, kv)}[origin.part]
     return piece.some_rows(begin, begin + count)
-
-
-def _run(piece: Window, count: int, index: int) -> tuple[int, int]:
-    if piece.rows % count:
-        raise ModelFileError(f"{piece.where} has {piece.rows} rows, which is not {count} equal parts")
-    return piece.rows // count * index, piece.rows // count * (index + 1)
 
 
 def _vision(config: ModelConfig, ranks: Ranks) -> Iterator[TensorSource]:

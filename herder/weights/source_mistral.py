@@ -170,9 +170,5 @@ def _origin(stored: Ranks, place: Place) -> _Stored:
 def _one_expert(piece: Window, config: ModelConfig, place: Place) -> Window:
     """(outputs, inputs) of one expert from all experts' rows; those of w2 are its inputs."""
     assert config.experts is not None
-    count = config.experts.count
-    if piece.rows % count:
-        raise ModelFileError(f"{piece.where} has {piece.rows} rows, which is not {count} equal parts")
-    each = piece.rows // count
-    rows = piece.some_rows(each * place.expert, each * (place.expert + 1))
+    rows = piece.share(place.expert, config.experts.count)
     return rows.transposed() if place.role is Role.EXPERT_DOWN else rows

@@ -19,7 +19,7 @@ from herder.weights.mapping import MappedFile
 from herder.weights.safetensors import DTYPE_BITS
 from herder.weights.unpickler import Opaque, TensorInfo, unpickle
 
-MAX_PICKLE = 64 << 20  # bytes; the largest of Meta's are under 1 MiB
+MAX_PICKLE = 4 << 20  # bytes, some 16,000 tensors; the largest of Meta's are under 1 MiB
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 

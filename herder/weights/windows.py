@@ -65,6 +65,13 @@ class Window:
         assert 0 <= low <= high <= self.rows
         return replace(self, rows=high - low, offset=self.offset + low * self.row_step * self.item)
 
+    def share(self, index: int, count: int) -> Window:
+        """The index-th of `count` equal runs of rows. Raises ModelFileError where the rows are not so many parts."""
+        each, left = divmod(self.rows, count)
+        if left or not each:
+            raise ModelFileError(f"{self.where} has {self.rows} rows, which is not {count} equal parts")
+        return self.some_rows(each * index, each * (index + 1))
+
     def bits(self) -> Any:
         """(rows, cols) unsigned integers, a view of the mapping."""
         import numpy as np
@@ -81,8 +88,11 @@ def window(
     file: MappedFile, name: str, dtype: str, shape: Sequence[int], offset: int, strides: Sequence[int]
 ) -> Window:
     """A whole tensor: a vector is one row, and the dimensions after the first are taken together, which needs them to
-    lie one after another. Raises UnsupportedModel where they do not."""
+    lie one after another. Raises UnsupportedModel where they do not, ModelFileError for more numbers than the file can
+    hold (steps of 0 and such)."""
     where = f"{file.path}: tensor {name}"
+    if math.prod(shape) * DTYPE_BITS[dtype] // 8 > file.size:
+        raise ModelFileError(f"{where} of {math.prod(shape)} numbers is larger than its file: save a contiguous copy")
     if len(shape) < 2:
         return Window(file, where, dtype, 1, math.prod(shape), offset, math.prod(shape), strides[0] if shape else 1)
     if len(shape) == 2:

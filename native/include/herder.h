@@ -245,6 +245,10 @@ HD_API hd_status hd_sample(const float* logits, int32_t vocab, const hd_sampling
 HD_API hd_status hd_unpack(int32_t format, const void* data, size_t bytes, int64_t rows, int64_t cols, float* out,
                            hd_error* err);
 
+/* Bytes that rows x cols values of a storage format take once packed (compute: hd_dtype), vectors apart. */
+HD_API hd_status hd_packed_bytes(int32_t format, int64_t rows, int64_t cols, int32_t compute, int64_t* bytes,
+                                 hd_error* err);
+
 /* Measured limits of this machine: read bandwidth over `bytes` (bytes/s), peak int8 operations/s and float32 FLOP/s,
  * all with `threads` threads, each for about `seconds`. */
 HD_API hd_status hd_measure(int32_t threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,

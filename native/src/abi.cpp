@@ -8,6 +8,7 @@
 #include "error.h"
 #include "measure.h"
 #include "model.h"
+#include "pack.h"
 
 namespace {
 
@@ -84,6 +85,18 @@ void hd_model_interrupt(hd_model* model) { model->interrupt.store(true, std::mem
 void hd_model_tap(hd_model* model, hd_tap tap, void* context) {
   model->tap = tap;
   model->tap_context = context;
+}
+
+hd_status hd_packed_bytes(int32_t format, int64_t rows, int64_t cols, int32_t compute, int64_t* bytes, hd_error* err) {
+  if (!bytes) return fail(err, HD_ERR_ARGUMENT, "bytes must be given");
+  const herder::FormatInfo* info = herder::format_info(format);
+  const size_t stored = info && rows > 0 && cols > 0 && rows < (1 << 30) && cols < (1 << 30)
+                            ? static_cast<size_t>(rows) * herder::row_bytes(*info, cols)
+                            : 0;  // which check_storage refuses
+  if (const hd_status s = herder::check_storage(format, rows, cols, stored, &info, err)) return s;
+  const herder::Matrix w = herder::plan_matrix(*info, rows, cols, compute == HD_DTYPE_FLOAT32);
+  *bytes = static_cast<int64_t>(herder::packed_bytes(w));
+  return HD_OK;
 }
 
 hd_status hd_measure(int32_t threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,

@@ -40,7 +40,8 @@ hd_status check_plan(const hd_config& c, int32_t index, hd_error* err) {
   if (p.temperature && (c.temperature_floor < 1 || !std::isfinite(c.temperature_scale)))
     return fail(err, HD_ERR_ARGUMENT, "temperature_floor is %d and temperature_scale %g: at least 1, and finite",
                 c.temperature_floor, static_cast<double>(c.temperature_scale));
-  if (!p.experts) return check_limits({{{"ffn_dim", c.ffn_dim, 8, 1 << 22}}}, err);
+  const Limit dense[] = {{"ffn_dim", c.ffn_dim, 8, 1 << 22}};
+  if (!p.experts) return check_limits(dense, err);
   const Limit limits[] = {
       {"n_experts", c.n_experts, 1, 4096},
       {"n_experts_used", c.n_experts_used, 1, c.n_experts},

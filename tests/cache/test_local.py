@@ -106,6 +106,22 @@ def test_a_node_that_lost_its_local_page_gets_the_one_computed_again() -> None:
     assert again is node and cache.local_pool.references(local) == 3 and cache.local_pool.free == 1
 
 
+def test_a_page_computed_again_behind_a_lost_one_is_in_use_again() -> None:
+    cache = cache_of(WINDOW, local_pages=4)
+    cache.release(*publish(cache, 1, 2))
+    taken = [cache.allocate_local() for _ in range(3)]  # the last one was block 0's
+    for page in taken[:2]:
+        cache.local_pool.release(page)
+    assert cache.match(text(1, 2), 2) == []
+    chain: list[Node] = []
+    for index in range(2):
+        page = content(text(1, 2), index)
+        chain.append(cache.publish(chain[-1] if chain else None, page, cache.allocate(), cache.allocate_local()))
+    assert cache.cached == 2 and cache.available_local == 1
+    cache.release(chain, array("i", [node.local for node in chain]))
+    assert cache.available_local == 3
+
+
 def test_evicting_a_node_gives_its_local_page_back() -> None:
     cache = cache_of(WINDOW, pages=2, local_pages=2)
     cache.release(*publish(cache, 1, 2))

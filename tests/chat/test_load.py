@@ -123,6 +123,11 @@ def test_a_format_needs_its_vocabulary(name: str, llama2: Tokenizer, llama3: Tok
         load_chat_format(other, None, name=name)
 
 
+def test_the_documentation_names_every_format() -> None:
+    page = (Path(__file__).parents[2] / "docs/chat.md").read_text(encoding="utf-8")
+    assert [name for name in NAMES if f"`{name}`" not in page] == []
+
+
 def test_names_that_are_none(llama3: Tokenizer) -> None:
     with pytest.raises(UsageError, match="there is no chat format 'alpaca': known are chatml, llama2, codellama"):
         load_chat_format(llama3, None, name="alpaca")

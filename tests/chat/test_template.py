@@ -215,3 +215,11 @@ def test_mistrals_calls(spm: Tokenizer) -> None:
     assert mark is not None
     assert chat.parse([mark, *spm.encode(calls)]) == Message("assistant", None, (ToolCall("f", {"a": 1}, "abc"),))
     assert chat.parse([mark, *spm.encode("no JSON")]).content == "no JSON"
+
+
+def test_reasoning_where_the_template_reads_it(smollm: Tokenizer) -> None:
+    thought = [Message("user", "x"), Message("assistant", "y", reasoning="z"), Message("user", "w")]
+    reads = "{% for m in messages %}{{ m.reasoning_content | default('-') }}{% endfor %}"
+    assert JinjaFormat(smollm, reads).render(thought).text == "-z-"
+    with pytest.raises(UsageError, match=r"messages\[1\] has reasoning_content: the chat format jinja has no place"):
+        JinjaFormat(smollm, CHATML).render(thought)

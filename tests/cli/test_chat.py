@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from herder.chat.message import Message
 from herder.cli.reader import message, unfinished
 from tests.cli.conftest import Run
 from tests.cli.fake_llm import FakeLLM
@@ -26,6 +29,21 @@ def test_a_conversation_goes_on(run: Run, llm: FakeLLM) -> None:
         {"role": "user", "content": "again"},
     ]
     assert llm.closed
+
+
+def test_what_was_thought_is_no_part_of_the_conversation(run: Run, llm: FakeLLM) -> None:
+    real = llm._start
+
+    def thinking(prompt: Any, text: str, options: Any) -> Any:
+        stream = real(prompt, text, options)
+        finish = stream.finish
+        answer = Message("assistant", "Yes.", reasoning="Hm.")
+        stream.finish = lambda said, reason: replace(finish(said, reason), message=answer)
+        return stream
+
+    llm._start = thinking  # type: ignore[method-assign]
+    run("chat", "fake", stdin="hello\nagain\n")
+    assert llm.asked[1][0][1] == {"role": "assistant", "content": "Yes."}
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def test_a_model_without_a_chat_format(run: Run, llm: FakeLLM) -> None:
     for verb in (("run", "fake", "hi"), ("chat", "fake")):
         result = run(*verb, stdin="hi\n")
         assert result.code == 4
-        assert "fake has no chat format: `herder run --raw` continues a text, --template FILE gives" in result.err
+        assert "fake has no chat format: `herder run --raw` continues a text, --chat-format NAME or" in result.err
     assert run("run", "fake", "--raw", "hi").code == 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from herder.cache.plan import sequence_bytes
 from herder.core import machine
 from herder.weights.catalogue import published
 from tests.cli.conftest import Run
-from tests.tiny import random_weights, tiny_config, write_tiny_hf
+from tests.tiny import random_weights, tiny_config, write_tiny_gguf, write_tiny_hf
 from tests.tiny_moe import llama4, mixtral
 from tests.weights.headers import write_headers
 from tests.weights.meta_files import dense_state, params, split, write_meta
@@ -35,8 +36,9 @@ def test_llama_3_1_405b_by_its_headers(run: Run, tmp_path: Path, monkeypatch: py
     assert found["weights"] == "native 812 GB; torch 812 GB in bfloat16, 1.62 TB in float32"
     assert found["memory"] == "879 GB at 131072 tokens: native weights and a KV cache of 67.6 GB"
     document = json.loads(run("show", str(tmp_path / "405b"), "--json", "--context", "1").out)
+    native = total + 2 * 253 * 16384  # the core keeps norms in float32
     assert document["memory"] == [
-        {"context": 1, "kv_bytes": 516_096, "kv_local_bytes": 0, "total_bytes": total + 516_096}
+        {"context": 1, "kv_bytes": 516_096, "kv_local_bytes": 0, "total_bytes": native + 516_096}
     ]
     assert document["weights"]["torch"] == {"bfloat16": total, "float32": 2 * total}
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(1 << 36, 1 << 36, False))
@@ -69,3 +71,14 @@ def test_metas_own_files(run: Run, tmp_path: Path) -> None:
     assert found["layers"] == "2 of dimension 64, feed-forward 96"
     assert found["parameters"].endswith(f"({config.parameters:,})")
     assert found["file"].endswith("consolidated.00.pth and 1 more")
+
+
+def test_files_are_compared_with_metas_list_when_asked_to(run: Run, tmp_path: Path) -> None:
+    path = write_tiny_gguf(tmp_path / "model.gguf").path
+    assert "checklist.chk cannot be read" in run("show", str(path), "--verify").err
+    digest = hashlib.md5(path.read_bytes()).hexdigest()
+    (tmp_path / "checklist.chk").write_text(f"{digest}  model.gguf\n")
+    assert run("show", str(path), "--verify").code == 0
+    (tmp_path / "checklist.chk").write_text(f"{'0' * 32}  model.gguf\n")
+    found = run("show", str(path), "--verify")
+    assert found.code == 7 and "has the MD5 sum" in found.err and found.out == ""

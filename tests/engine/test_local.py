@@ -124,6 +124,19 @@ def test_the_last_in_order_gives_up_its_local_pages() -> None:
     assert answers == [alone(request, limits) for request in requests]
 
 
+def test_a_longer_step_is_not_worth_the_local_pages_of_others() -> None:
+    limits = replace(LIMITS, local_pages=7, local=LayerPlan(window=500), context=224)
+    loop = Loop(FakeExecutor(limits), Policy(prefix_cache=False))
+    start(loop, Request(prompt(20)))
+    loop.step()
+    prompted, _ = start(loop, Request(prompt(130, 1)))
+    loop.step()
+    assert prompted.computed == 95
+    counts = [item.count for item in loop.scheduler.plan()]
+    assert counts == [1, 128 - 95], "two more tokens would take one of the last two pages"
+    assert loop.scheduler.cache.available_local == 2
+
+
 def test_fewer_local_pages_than_the_reach_bound_the_sequence() -> None:
     limits = replace(LIMITS, local_pages=3, local=LayerPlan(window=500))
     assert capacity(limits) == 96 and capacity(replace(limits, local_pages=17)) == 2048

@@ -117,9 +117,11 @@ def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
 def test_a_tensor_of_another_shape_is_refused(tmp_path: Path) -> None:
     tiny = write_tiny_hf(tmp_path / "model")
     with open_model(tiny.path) as files:
-        files.tensors = [replace(s, rows=s.rows * 2) if "down_proj" in s.name else s for s in files.tensors]
-        with pytest.raises(ModelFileError, match=r"down_proj.weight is 128 x 96, but the configuration says"):
-            build(files, dtype=torch.float32, device=CPU)
+        stored = files.tensors
+        for rows, cols in ((128, 96), (96, 64)):
+            files.tensors = [replace(s, rows=rows, cols=cols) if "down_proj" in s.name else s for s in stored]
+            with pytest.raises(ModelFileError, match=f"down_proj.weight is {rows} x {cols}, but the configuration"):
+                build(files, dtype=torch.float32, device=CPU)
 
 
 @pytest.mark.parametrize("name", ["model.layers.7.mlp.up_proj.weight", "model.layers.0.mlp.extra"])

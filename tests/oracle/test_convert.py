@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,26 @@ def test_transformers_runs_what_came_back_from_gguf(tmp_path: Path, make: Callab
     np.testing.assert_array_equal(logits(tmp_path / "back"), logits(tmp_path / "source"))
     with ours.torch_executor(tmp_path / "model.gguf", context=96) as model:
         np.testing.assert_allclose(ours.logits(model, IDS), logits(tmp_path / "source"), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("make", [checkpoints.llama4, checkpoints.mllama, checkpoints.mllama_text])
+def test_models_with_image_encoders_are_written_anew(tmp_path: Path, make: Callable[..., Any]) -> None:
+    """In shards, tensor by tensor what transformers saved."""
+    from safetensors.torch import load_file
+
+    make(tmp_path / "source", dtype="bfloat16")
+    with open_model(tmp_path / "source") as files:
+        convert(files, tmp_path / "shards", kind="hf", shard_size=100_000)
+    parts = sorted((tmp_path / "shards").glob("*.safetensors"))
+    assert len(parts) > 1
+    found = {name: tensor for part in parts for name, tensor in load_file(part).items()}
+    wanted = load_file(tmp_path / "source/model.safetensors")
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert found[name].equal(tensor), name
+    with open_model(tmp_path / "source") as a, open_model(tmp_path / "shards") as b:
+        assert replace(a.config, name="") == replace(b.config, name="")
 
 
 def test_transformers_reads_the_tokenizer_that_came_back(tmp_path: Path) -> None:

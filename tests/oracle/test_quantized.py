@@ -60,8 +60,9 @@ def assert_same_logits(quantized: Path, dequantized: Path) -> None:
     ids = [int(i) for i in np.random.default_rng(0).integers(0, 250, 40)]
     with torch.no_grad():
         expected = theirs(torch.tensor([ids])).logits[0].numpy()
-    with ours.torch_executor(quantized, "float32", context=96) as model:
-        np.testing.assert_allclose(ours.logits(model, ids), expected, atol=1e-4, rtol=0)
+    for executor in (ours.executor, ours.torch_executor):
+        with executor(quantized, "float32", context=96) as model:
+            np.testing.assert_allclose(ours.logits(model, ids), expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("name", SCHEMES)

@@ -3,7 +3,9 @@ limited, read from files that stay open; and quantized ones against float32."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import weakref
 from array import array
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,10 @@ import pytest
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Want
 from herder.core.errors import ModelFileError
 from herder.runtime.native import NativeExecutor, batch_tokens, load_model
-from herder.weights.source import open_model
+from herder.runtime.packing import lazy, packed_bytes
+from herder.weights.mapping import OwnedBytes
+from herder.weights.names import EXPERTS
+from herder.weights.source import TensorSource, open_model
 from tests import tiny_moe
 from tests.tiny import tiny_config, write_tiny_gguf, write_tiny_hf
 
@@ -102,6 +107,34 @@ def test_llama4_in_a_file_of_its_own_layout(tmp_path: Path) -> None:
     frugal.close()
 
 
+def test_made_experts_are_packed_at_once_and_held_one_at_a_time(path: Path) -> None:
+    """Those that no file holds as they are: shards joined, checkpoints repacked."""
+    mapped = load(path)
+    expected = logits(mapped)
+    mapped.close()
+    alive: weakref.WeakSet[OwnedBytes] = weakref.WeakSet()
+    most = 0
+
+    def assembled(tensor: TensorSource) -> TensorSource:
+        def make() -> OwnedBytes:
+            nonlocal most
+            assert tensor.file is not None
+            made = OwnedBytes(tensor.file.read(tensor.offset, tensor.bytes))
+            alive.add(made)
+            most = max(most, len(alive))
+            return made
+
+        return dataclasses.replace(tensor, address=0, make=make, file=None)
+
+    with open_model(path) as files:
+        files.tensors = [assembled(tensor) if tensor.role in EXPERTS else tensor for tensor in files.tensors]
+        executor = load_model(files, context=64, kv_pages=2, threads=2)
+    assert most == 1 and not alive
+    assert executor.experts() == (0, 0, 0)
+    np.testing.assert_array_equal(logits(executor), expected)
+    executor.close()
+
+
 def test_a_file_that_changes_under_its_experts_is_noticed(tmp_path: Path) -> None:
     path = write_tiny_gguf(tmp_path / "tiny.gguf", **tiny_moe.mixtral()).path
     executor = load(path)
@@ -128,6 +161,21 @@ def test_the_files_are_closed_with_the_executor(tmp_path: Path) -> None:
     dense = load(write_tiny_gguf(path).path)
     assert mapped() == 0  # nothing of a dense model is read later
     dense.close()
+
+
+@pytest.mark.parametrize("formats", ["F32", "F16", "Q4_0", "Q4_1", "Q5_1", "Q8_0", "Q3_K", "Q4_K", "Q6_K", "MXFP4"])
+@pytest.mark.parametrize("compute", ["auto", "float32"])
+def test_the_bytes_of_packed_tensors_are_known_before(tmp_path: Path, formats: str, compute: str) -> None:
+    path = write_tiny_gguf(tmp_path / "f.gguf", formats=formats, **tiny_moe.mixtral(dim=256, ffn_dim=256)).path
+    with open_model(path) as files:
+        sizes = [(lazy(tensor), packed_bytes(tensor, compute == "float32")) for tensor in files.tensors]
+    executor = load(path, compute=compute, threads=1)
+    assert executor.memory().weights == sum(size for later, size in sizes if not later)
+    logits(executor)
+    held, size, _ = executor.experts()
+    total = sum(size for later, size in sizes if later)
+    assert total * held == size * 8  # of two layers of four experts
+    executor.close()
 
 
 def test_batches_are_smaller_where_a_token_has_several_experts() -> None:

@@ -93,6 +93,10 @@ def test_what_is_missing_is_named(tmp_path: Path, published: TinyModel) -> None:
     refused(directory, "params.json is missing")
     refused(directory / "consolidated.01.pth", "give the directory that also holds params.json")
     refused(directory / "pytorch_model.bin", "give the directory that also holds config.json")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "params.json").write_text("{}")
+    refused(bare, "has params.json and no consolidated.00.pth")
     split_gguf = tmp_path / "split"
     split_gguf.mkdir()
     (split_gguf / "m-00002-of-00002.gguf").write_bytes(b"")

@@ -260,7 +260,7 @@ def test_int4_of_llama_3_2(tmp_path: Path, kind: str, half_scales: bool) -> None
     for changes, error, message in (
         ({name + ".zeros": torch.ones(128, 2)}, UnsupportedModel, "are not all 0"),
         ({name + ".weight": torch.full((128, 64), 9, dtype=torch.int8)}, ModelFileError, "expected -8 to 7"),
-        ({name + ".scales": torch.ones(128, 3)}, ModelFileError, "holds 384 scales, not 128 x 2"),
+        ({name + ".scales": torch.ones(128, 3)}, ModelFileError, "holds 384 numbers, not 128 x 2"),
         ({name + ".scales": torch.full((128, 2), float("nan"))}, ModelFileError, "scales that are not finite"),
     ):
         save(tmp_path / "m", [{**shard, **changes}], parameters)

@@ -158,6 +158,10 @@ def test_small_files(tmp_path: Path) -> None:
         assert (model.name, model.bos, model.eos, model.stop_token_ids) == ("Llama-x", None, None, frozenset())
         assert model.metadata == {"params.json": params(config)}
         assert [path.name for path in model.paths] == ["consolidated.pth"]
+        assert model.licence == model.config.licence == ""
+    (directory / "LICENSE").write_text("\nLLAMA 3.1 COMMUNITY LICENSE AGREEMENT\nRelease date\n")
+    with open_model(directory) as model:
+        assert model.licence == "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT"
     large = {"vocab": 128256, "dim": 16, "ffn_dim": 16, "layers": 1}
     config, weights = tiny(**large)
     directory = write_meta(tmp_path / "m", [dense_state(config, weights)], params(config))

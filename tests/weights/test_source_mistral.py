@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from herder.core.config import Experts, LayerPlan, ModelConfig, Rope
@@ -18,7 +20,7 @@ from tests.oracle import ours
 from tests.tiny import random_weights, tiny_config, write_tiny_hf
 from tests.tiny_moe import interleave, mixtral
 from tests.weights.meta_files import write_torch
-from tests.weights.test_source_meta import contents
+from tests.weights.test_source_meta import JSON, contents, read_or_refused
 
 Array = np.ndarray
 _NAMES = {
@@ -147,6 +149,19 @@ def refused(directory: Path, kind: type[HerderError], message: str) -> None:
     with pytest.raises(kind, match=message) as caught:
         open_model(directory)
     assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(
+    st.sampled_from([*params(tiny_config()), "moe", "sliding_window", "max_seq_len", "use_biases", "lora"]),
+    JSON | st.sampled_from([1, 2, 4, 64, 1 << 24, 1e6]), max_size=3,
+))  # fmt: skip
+def test_any_params_are_read_or_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny_config(tied=False)
+    if not (tmp_path / "m").exists():
+        write(tmp_path / "m", config, stored(config, random_weights(config, "F32", 2)[0]))
+    (tmp_path / "m" / "params.json").write_text(json.dumps({**params(config), **changes}))
+    read_or_refused(tmp_path / "m")
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,12 @@ def test_large_pieces_are_copied_in_steps(tmp_path: Path) -> None:
     halves = [piece.some_rows(0, 1300), piece.some_rows(1300, 3000)]
     for pieces, axis, whole in ((halves, 0, values), ([half.transposed() for half in halves], 1, values.T)):
         found = join("name", Role.W_UP, 0, 0, pieces, axis, whole.shape)
-        assert bytes(found.view()) == np.ascontiguousarray(whole).tobytes()
+        tracemalloc.start()
+        made = found.view()
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert most < 1.1 * whole.nbytes  # nothing as large beside what is made
+        assert bytes(made) == np.ascontiguousarray(whole).tobytes()
     file.close()
 
 
@@ -81,6 +87,12 @@ def test_dimensions_after_the_first_are_taken_together(file: MappedFile) -> None
     for strides in ((30, 12, 5, 1), (30, 10, 5, 2), (30, 10, 1, 2)):
         with pytest.raises(UnsupportedModel, match="is not stored row after row"):
             window(file, "it", "F32", (4, 3, 2, 5), 0, strides)
+
+
+def test_more_numbers_than_the_file_holds_are_refused(file: MappedFile) -> None:
+    for shape, strides in (((1 << 40, 8), (0, 1)), ((COUNT + 1,), (0,)), ((100, 100), (1, 1))):
+        with pytest.raises(ModelFileError, match="numbers is larger than its file"):
+            window(file, "it", "F32", shape, 0, strides)
 
 
 @pytest.mark.parametrize(("sizes", "axis", "shape", "message"), [

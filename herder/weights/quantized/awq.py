@@ -14,7 +14,7 @@ import numpy as np
 from herder.core.errors import UnsupportedModel
 from herder.weights.fields import Fields, short
 from herder.weights.quantized import gptq
-from herder.weights.quantized.made import Scaled, evenly, slabs
+from herder.weights.quantized.made import Scaled, evenly, slabs, spread
 from herder.weights.quantized.parts import FLOATS, Array, Checkpoint, Floats, Integers
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -51,14 +51,14 @@ def _linear(checkpoint: Checkpoint, module: str, group: int | None) -> Scaled:
     groups = evenly(cols, size)
 
     def values(low: int, high: int) -> Integers:
-        return _outputs(packed.array(), low, high) - _outputs(qzeros.array(), low, high)[:, groups]
+        return _outputs(packed.array(), low, high) - spread(_outputs(qzeros.array(), low, high), groups)
 
     def scales_of(low: int, high: int) -> Floats:
         return scales.floats(scales.array()[:, low:high].T)
 
     ends = [(int(z.min()), int(z.max())) for z in (_outputs(qzeros.array(), *rows_) for rows_ in slabs(rows, count))]
     limits = -max(high for _, high in ends), 15 - min(low for low, _ in ends)
-    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits)
+    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits, packed.release)
 
 
 def _outputs(words: Array, low: int, high: int) -> Integers:

@@ -63,7 +63,7 @@ def _rows(checkpoint: Checkpoint, module: str) -> Computed:
         product *= inverse
         return product
 
-    return Computed(module + ".weight", weight.where, rows, cols, products)
+    return Computed(module + ".weight", weight.where, rows, cols, products, None, weight.release)
 
 
 class _Table:
@@ -108,7 +108,9 @@ class _Table:
 
     def matrix(self) -> Computed:
         check_scales(self.absmax.where, self._block_scales(0, self.blocks))
-        return Computed(self.name, self.weight.where, self.rows, self.cols, self._products, self.dtype)
+        return Computed(
+            self.name, self.weight.where, self.rows, self.cols, self._products, self.dtype, self.weight.release
+        )
 
     def _read_state(self, checkpoint: Checkpoint, module: str, kind: str) -> Fields:
         part = checkpoint.take(module + _STATE + kind, ("U8",))

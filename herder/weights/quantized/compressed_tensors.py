@@ -20,7 +20,7 @@ import numpy as np
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.weights.fields import Fields
 from herder.weights.quantized.ct_schemes import Scheme, Schemes
-from herder.weights.quantized.made import Scaled, evenly, slabs
+from herder.weights.quantized.made import Scaled, evenly, slabs, spread
 from herder.weights.quantized.parts import FLOATS, Array, Checkpoint, Floats, Integers, Part
 from herder.weights.quantized.words import unpack, words_for
 
@@ -138,13 +138,13 @@ class _Grid:
             return self.scale.floats(self.rows_of(self.scale.array(), low, high))
 
         if zeros is None:
-            return Scaled(self.name, part.where, self.rows, self.cols, groups, q, scales, limits)
+            return Scaled(self.name, part.where, self.rows, self.cols, groups, q, scales, limits, part.release)
         points = zeros
 
         def values(low: int, high: int) -> Array:
-            return q(low, high) - points(low, high)[:, groups]
+            return q(low, high) - spread(points(low, high), groups)
 
         assert limits is not None
         ends = [(int(z.min()), int(z.max())) for z in (points(*slab) for slab in slabs(self.rows, self.count))]
         limits = limits[0] - max(high for _, high in ends), limits[1] - min(low for low, _ in ends)
-        return Scaled(self.name, part.where, self.rows, self.cols, groups, values, scales, limits)
+        return Scaled(self.name, part.where, self.rows, self.cols, groups, values, scales, limits, part.release)

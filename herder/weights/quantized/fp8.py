@@ -84,7 +84,7 @@ def _matrix(name: str, weight: Part, scale: Part, height: int, width: int) -> Sc
     def values(low: int, high: int) -> Array:
         return weight.floats(weight.array()[low:high])
 
-    return Scaled(name, weight.where, rows, cols, groups, values, scales)
+    return Scaled(name, weight.where, rows, cols, groups, values, scales, None, weight.release)
 
 
 def _experts(checkpoint: Checkpoint, module: str, stored: str, names: tuple[str, ...]) -> list[Scaled]:
@@ -104,7 +104,8 @@ def _experts(checkpoint: Checkpoint, module: str, stored: str, names: tuple[str,
         def scales(low: int, high: int) -> Floats:
             return scale.floats(scale.array()[expert].reshape(-1, 1)[first + low : first + high])
 
-        full = f"{module}.{expert}.{name}.weight"
-        return Scaled(full, f"{weight.where}, expert {expert}", rows, cols, groups, values, scales)
+        return Scaled(
+            f"{module}.{expert}.{name}.weight", weight.where, rows, cols, groups, values, scales, None, weight.release
+        )
 
     return [matrix(expert, name, i * rows) for expert in range(count) for i, name in enumerate(names)]

@@ -18,7 +18,7 @@ import numpy as np
 
 from herder.core.errors import ModelFileError, UnsupportedModel
 from herder.weights.fields import REQUIRED, Fields, short
-from herder.weights.quantized.made import Scaled, evenly, slabs
+from herder.weights.quantized.made import Scaled, evenly, slabs, spread
 from herder.weights.quantized.parts import FLOATS, Checkpoint, Floats, Integers
 from herder.weights.quantized.words import unpack, words_for
 
@@ -119,7 +119,7 @@ def _linear(checkpoint: Checkpoint, module: str, settings: _Settings, minus_one:
 
     def values(low: int, high: int) -> Integers:
         q = unpack(packed.array()[:, low:high].T, bits, 0, cols).astype(np.int16)
-        q -= zeros(low, high)[:, groups]
+        q -= spread(zeros(low, high), groups)
         return q
 
     def scales_of(low: int, high: int) -> Floats:
@@ -127,4 +127,4 @@ def _linear(checkpoint: Checkpoint, module: str, settings: _Settings, minus_one:
 
     ends = [(int(z.min()), int(z.max())) for z in (zeros(low, high) for low, high in slabs(rows, count))]
     limits = -max(high for _, high in ends), 2**bits - 1 - min(low for low, _ in ends)
-    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits)
+    return Scaled(module + ".weight", packed.where, rows, cols, groups, values, scales_of, limits, packed.release)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,9 @@ from herder.weights.quantized.parts import Array, Floats
 
 SLAB = 1 << 20  # weights worked on at a time: temporary arrays of a few MiB
 
+T = TypeVar("T", bound=np.generic)
+
+_INFINITE = {table.F32: ("<u4", 0x7F800000), table.F16: ("<u2", 0x7C00), table.BF16: ("<u2", 0x7F80)}  # exponent bits
 _RANGES = ((table.Q4_0, -8, 7), (table.Q5_0, -16, 15), (table.Q8_0, -128, 127))
 
 
@@ -49,7 +52,8 @@ class Scaled:
 
     name: as in Made. where: names file and tensor in errors. groups: the group of each column, (cols,).
     values(low, high): rows low to high - 1, (high - low, cols). scales(low, high): (high - low, number of groups).
-    limits: the least and the greatest of the values where they are integers.
+    limits: the least and the greatest of the values where they are integers. release: called when the matrix is made,
+    to drop the mapped pages it was made from.
     """
 
     name: str
@@ -60,12 +64,13 @@ class Scaled:
     values: Callable[[int, int], Array]
     scales: Callable[[int, int], Floats]
     limits: tuple[int, int] | None = None
+    release: Callable[[], None] | None = None
 
     def made(self, dtype: Format, blocks: bool) -> Made:
         exact = self._halves()
         chosen = self._block_format() if blocks and exact else None
         if chosen is None:
-            return expanded(self.name, self.where, dtype, self.rows, self.cols, self._products)
+            return expanded(self.name, self.where, dtype, self.rows, self.cols, self._products, self.release)
         return Made(self.name, chosen, self.rows, self.cols, lambda: self._repacked(chosen))
 
     def _halves(self) -> bool:
@@ -91,10 +96,12 @@ class Scaled:
             d = self.scales(low, high)[:, self.groups[::32]]
             q = self.values(low, high).reshape(-1, 32)
             target[low:high] = legacy.store_integers(fmt, d.reshape(-1, 1), q).reshape(high - low, -1)
+        if self.release is not None:
+            self.release()
         return owner
 
     def _products(self, low: int, high: int) -> Floats:
-        product = self.scales(low, high)[:, self.groups]
+        product = spread(self.scales(low, high), self.groups)
         product *= self.values(low, high)
         return product
 
@@ -110,9 +117,10 @@ class Computed:
     cols: int
     products: Callable[[int, int], Floats]
     dtype: Format | None = None
+    release: Callable[[], None] | None = None
 
     def made(self, dtype: Format, blocks: bool) -> Made:
-        return expanded(self.name, self.where, self.dtype or dtype, self.rows, self.cols, self.products)
+        return expanded(self.name, self.where, self.dtype or dtype, self.rows, self.cols, self.products, self.release)
 
 
 class Matrix(Protocol):
@@ -128,13 +136,27 @@ class Matrix(Protocol):
         ...
 
 
+def spread(per_group: NDArray[T], groups: NDArray[np.intp]) -> NDArray[T]:
+    """(rows, cols): what a row has for each group, at each of the group's columns."""
+    size = int(np.count_nonzero(groups == 0))
+    if (groups == evenly(len(groups), max(1, size))).all():
+        return np.repeat(per_group, size, axis=1)[:, : len(groups)]  # much faster than a gather
+    return per_group[:, groups]
+
+
 def check_scales(where: str, scales: Floats) -> None:
     if not np.isfinite(scales).all():
         raise ModelFileError(f"{where} has scales that are not finite: the file is damaged, get it again")
 
 
 def expanded(
-    name: str, where: str, dtype: Format, rows: int, cols: int, products: Callable[[int, int], Floats]
+    name: str,
+    where: str,
+    dtype: Format,
+    rows: int,
+    cols: int,
+    products: Callable[[int, int], Floats],
+    release: Callable[[], None] | None = None,
 ) -> Made:
     """The matrix whose rows low to high - 1 are products(low, high), rounded to dtype."""
 
@@ -144,6 +166,8 @@ def expanded(
             with np.errstate(over="ignore", invalid="ignore"):  # found when it is rounded
                 values = products(low, high)
             target[low:high] = _rounded(where, dtype, values)
+        if release is not None:
+            release()
         return owner
 
     return Made(name, dtype, rows, cols, make)
@@ -153,8 +177,8 @@ def _rounded(where: str, dtype: Format, values: Floats) -> NDArray[np.uint8]:
     """(rows, bytes) of float32 values rounded to dtype. Raises ModelFileError where one becomes infinite."""
     with np.errstate(over="ignore"):
         raw = floats.PACK[dtype](np.ascontiguousarray(values)).reshape(len(values), -1)
-    finite = np.isfinite(floats.UNPACK[dtype](raw))
-    if not finite.all():
+    word, infinite = _INFINITE[dtype]
+    if (raw.view(word) & infinite == infinite).any():
         raise ModelFileError(f"{where} holds weights that {dtype.name} cannot hold: the file is damaged, get it again")
     return raw
 

@@ -27,6 +27,7 @@ _NUMPY = {
     "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E8M0": "u1", "U8": "u1", "I8": "i1", "I32": "<i4",
     "I64": "<i8", "BOOL": "u1",
 }  # fmt: skip
+_NAN = {"F8_E4M3": np.uint8(0x7F), "F8_E8M0": np.uint8(0xFF)}  # bits that all are set in a NaN only
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,10 @@ class Part:
         """A view of the mapping in the tensor's shape; BF16, E4M3 and E8M0 as their bits."""
         return np.frombuffer(self.shard.view(self.info), _NUMPY[self.info.dtype]).reshape(self.info.shape)
 
+    def release(self) -> None:
+        """Drops the mapped pages from this process's memory, once a matrix has been made of them."""
+        self.shard.file.release(self.info.offset, self.info.bytes)
+
     def floats(self, values: Array) -> Floats:
         """Values of `array()`, or a slice of them, as numbers. Raises ModelFileError for a NaN in eight bits."""
         return decode(self.where, self.info.dtype, values)
@@ -65,11 +70,11 @@ def decode(where: str, dtype: str, values: Array) -> Floats:
     """Stored values of a floating-point dtype as float32, which holds all of them exactly."""
     if dtype == "BF16":
         return unpack_bf16(np.ascontiguousarray(values).view(np.uint8)).reshape(values.shape)
-    if dtype in ("F8_E4M3", "F8_E8M0"):
-        found: Floats = _eight_bits(dtype)[values]
-        if np.isnan(found).any():
+    if dtype in _NAN:
+        table = _eight_bits(dtype)
+        if values.size and (values & _NAN[dtype]).max() == _NAN[dtype]:
             raise ModelFileError(f"{where} holds NaN: the file is damaged, download it again")
-        return found
+        return np.take(table, values)
     plain: Floats = values.astype(np.float32)
     return plain
 
