@@ -1,0 +1,76 @@
+"""OpenAI's list of models: GET /v1/models and /v1/models/{id}."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from herder.serve.dialect import Other, Problem
+from herder.serve.dialects import openai_error
+from herder.serve.fields import Table, supported
+from herder.serve.problems import Refusal
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+    from herder.serve.catalogue import Card
+    from herder.serve.server import Server
+
+NAME = "openai_models"
+TABLES = (
+    Table("GET /v1/models", "openai.resources.Models.list", ()),
+    Table(
+        "GET /v1/models/{model}",
+        "openai.resources.Models.retrieve",
+        (supported("model", "in the path: a served name or an alias"),),
+    ),
+)
+error = openai_error.error
+
+
+def model(card: Card, name: str) -> dict[str, Any]:
+    """One entry, by its served name or an alias. root, max_model_len: vLLM's; what the name stands for, and the context
+    in tokens (0 until the files are here)."""
+    return {
+        "id": name,
+        "object": "model",
+        "created": card.created,
+        "owned_by": "herder",
+        "root": card.name,
+        "max_model_len": card.context,
+    }
+
+
+def models(cards: list[Card], allowed: frozenset[str] | None) -> dict[str, Any]:
+    """The list: aliases are entries of their own, so that a program finds the name it looks for. allowed: the served
+    names that the key may use, None for all."""
+    entries = [
+        model(card, name)
+        for card in cards
+        if allowed is None or card.name in allowed
+        for name in (card.name, *card.aliases)
+    ]
+    return {"object": "list", "data": entries}
+
+
+async def list_models(request: Request, server: Server) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(models(await server.catalogue.cards(), server.principal(request).models))
+
+
+async def retrieve_model(request: Request, server: Server) -> Response:
+    from starlette.responses import JSONResponse
+
+    name = request.path_params["model"]
+    card = await server.catalogue.card(name)
+    allowed = server.principal(request).models
+    if allowed is not None and card.name not in allowed:  # no word on what else is served
+        raise Refusal(Problem("not_found", f"the model {name[:200]!r} is not served here", "model", "model_not_found"))
+    return JSONResponse(model(card, name))
+
+
+ROUTES = (
+    Other("GET", "/v1/models", list_models),
+    Other("GET", "/v1/models/{model:path}", retrieve_model),
+)
