@@ -102,7 +102,7 @@ T = TypeVar("T")
 
 
 def read_config(path: str | Path) -> Config:
-    """A TOML file. Raises UsageError that names the key and what it should be; paths in it are taken from its folder."""
+    """A TOML file. Raises UsageError that names the key and what it should be. Relative paths are of its folder."""
     try:
         with open(path, "rb") as file:
             document = tomllib.load(file)
@@ -169,7 +169,7 @@ def check_config(config: Config) -> None:
         raise UsageError(f"parallel is {config.parallel}: must be 1 or more")
 
 
-def _absolute(value: Any, names: tuple[str, ...], folder: Path | None) -> dict[str, str]:
+def _absolute(value: Any, names: tuple[str, ...], folder: Path | None) -> dict[str, Any]:
     given = {name: getattr(value, name) for name in names}
     base = folder or Path()
     return {name: str(base / Path(path).expanduser()) for name, path in given.items() if path is not None}

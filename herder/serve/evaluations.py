@@ -96,7 +96,7 @@ async def _evaluated(llm: LLM, request: Evaluation) -> AsyncIterator[Evaluated]:
 def _fits(llm: LLM, tokens: tuple[int, ...]) -> None:
     if len(tokens) > llm.context:
         raise ContextOverflow(
-            f"the input has {len(tokens)} tokens and the context holds {llm.context}: shorten it, or ask for truncation",
+            f"the input has {len(tokens)} tokens and the context holds {llm.context}: shorten it, or let it be cut",
             prompt_tokens=len(tokens),
             limit=llm.context,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ MAX_ID = 128
 @dataclass(slots=True)
 class Exchange:
     """id: the client's x-request-id where it is a plain word, else ours. path: the route's. dropped: fields that a
-    lenient server leaves out. first_token: monotonic seconds, 0 before it."""
+    lenient server leaves out. deadline: as its header has it. queue, prefill, decode: seconds of the slowest choice."""
 
     id: str
     path: str
@@ -41,7 +42,15 @@ class Exchange:
     queue: float = 0.0
     prefill: float = 0.0
     decode: float = 0.0
-    first_token: float = 0.0
+    prompt: str | None = None  # only where prompts are logged
+    settled: Callable[[], Awaitable[None]] | None = None
+
+    async def settle(self) -> None:
+        """Records what was used, once; before the end of an answer is sent, so that what a client has seen finished is
+        not lost."""
+        record, self.settled = self.settled, None
+        if record is not None:
+            await record()
 
     def usage(self) -> Usage:
         return Usage(
@@ -53,6 +62,7 @@ class Exchange:
             self.cached_tokens,
             self.completion_tokens,
             monotonic() - self.started,
+            self.prompt,
         )
 
     def headers(self) -> dict[str, str]:

@@ -38,7 +38,7 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
     """The server of a configuration, on this machine's models. Call it with an event loop running."""
     from herder.serve.server import Server
 
-    log = log or Log(requests=config.logging.requests, prompts=config.logging.prompts)
+    log = log or Log(requests=config.logging.requests)
 
     def changed(what: str, served: Served) -> None:
         values: dict[str, Any] = {"model": served.name}
@@ -87,7 +87,7 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
         web = web_server(config, build_app(server))
     except BaseException:
         preloading.cancel()
-        await server.models.close()
+        await server.close()
         raise
     loop = asyncio.get_running_loop()
 
@@ -122,7 +122,7 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
         ) from None
     finally:
         preloading.cancel()
-        await server.models.close()
+        await server.close()
         for number in SIGNALS:
             loop.remove_signal_handler(number)
     server.log.event("stopped")

@@ -12,10 +12,10 @@ from herder.serve.exchange import Exchange
 
 
 class Log:
-    """requests: a line for each request. prompts: with its messages or prompts, as the server understood them."""
+    """requests: a line for each request."""
 
-    def __init__(self, *, requests: bool = True, prompts: bool = False, out: TextIO | None = None) -> None:
-        self._requests, self.prompts, self._out = requests, prompts, out
+    def __init__(self, *, requests: bool = True, out: TextIO | None = None) -> None:
+        self._requests, self._out = requests, out
 
     def event(self, event: str, **values: Any) -> None:
         """Something worth a line: started, loaded, unloaded, draining, stopped."""
@@ -28,7 +28,7 @@ class Log:
         except (OSError, ValueError):  # whoever read the log has gone; serving goes on
             pass
 
-    def request(self, method: str, exchange: Exchange, prompt: Any = None) -> None:
+    def request(self, method: str, exchange: Exchange) -> None:
         if not self._requests:
             return
         usage = exchange.usage()
@@ -49,8 +49,8 @@ class Log:
                 "cached_tokens": usage.cached_tokens,
                 "completion_tokens": usage.completion_tokens,
             }
-        if prompt is not None and self.prompts:
-            values["prompt"] = prompt
+        if exchange.prompt is not None:
+            values["prompt"] = exchange.prompt
         self.event("request", **values)
 
     def failure(self, exchange: Exchange, error: BaseException) -> None:

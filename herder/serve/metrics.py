@@ -7,7 +7,6 @@ name for is `herder_*`.
 
 from __future__ import annotations
 
-import contextlib
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator
@@ -80,14 +79,6 @@ class Metrics:
         self._refused: Counter[str] = Counter()
         self.last_token: dict[str, float] = {}  # by model: monotonic seconds when it last generated
 
-    @contextlib.contextmanager
-    def following(self, exchange: Exchange) -> Iterator[None]:
-        """Around an admitted request: counts what it has used when it ends."""
-        try:
-            yield
-        finally:
-            self._end(exchange)
-
     def first_token(self, exchange: Exchange, seconds: float) -> None:
         self.last_token[exchange.model] = monotonic()
         self._observe("vllm:time_to_first_token_seconds", exchange, seconds)
@@ -109,7 +100,8 @@ class Metrics:
             histogram = self._histograms[where] = Histogram(HISTOGRAMS[name][1])
         histogram.observe(value)
 
-    def _end(self, exchange: Exchange) -> None:
+    def end(self, exchange: Exchange) -> None:
+        """An admitted request has ended, however."""
         labels = exchange.model, exchange.principal.key
         for name, count in (
             ("vllm:prompt_tokens", exchange.prompt_tokens),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -90,7 +90,7 @@ class Models:
         for spec in specs:
             self.add(spec)
 
-    def __iter__(self) -> Iterable[Served]:
+    def __iter__(self) -> Iterator[Served]:
         return iter(self._served.values())
 
     def add(self, spec: ModelSpec) -> Served:

@@ -88,8 +88,8 @@ def _shortened(llm: LLM, request: ChatRequest, whole: int) -> tuple[tuple[int, .
         if len(tokens) <= window:
             return tokens, images, whole - len(tokens)
     raise ContextOverflow(
-        f"the prompt has {whole} tokens and the window {window} beside the answer; its last turn alone does not fit, so "
-        "nothing could be left out: shorten it",
+        f"the prompt has {whole} tokens and the window {window} beside the answer; its last turn alone does not fit: "
+        "shorten it",
         prompt_tokens=whole,
         limit=window,
     )
@@ -166,11 +166,10 @@ def _request(
 
 
 def _constrained(llm: LLM, request: ChatRequest | TextRequest, built: Request) -> tuple[Request, bool]:
-    """The request with the grammar of its constraint and of its tool choice."""
-    chooses = isinstance(request, ChatRequest) and request.tool_choice not in ("auto", "none")
-    if request.constraint is None and not chooses:
-        return built, False
-    raise UsageError("constraints are not served yet")
+    """The request with the grammar of its constraint or of its tool choice; and whether that is one of calls."""
+    if isinstance(request, ChatRequest) and request.tool_choice not in ("auto", "none"):
+        raise FieldError("tool_choice can be auto or none: calls cannot be enforced yet", "tool_choice")
+    return llm.constrained(built, request.constraint, start=isinstance(request, ChatRequest)), False
 
 
 def choices(prepared: Prepared, n: int) -> list[Request]:
@@ -180,5 +179,6 @@ def choices(prepared: Prepared, n: int) -> list[Request]:
     requests = [request]
     for i in range(1, n):
         sampling = request.sampling if seed is None else replace(request.sampling, seed=(seed + i) % 2**64)
-        requests.append(replace(request, sampling=sampling))
+        grammar = None if request.grammar is None else request.grammar.copy()
+        requests.append(replace(request, sampling=sampling, grammar=grammar))
     return requests

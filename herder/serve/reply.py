@@ -50,6 +50,8 @@ class Reply:
         leaving = Leaving(receive, self.exchange)
         async with leaving, self._server.use(self._request, self._wanted.model) as llm:
             wanted = self._limited()
+            if self._server.config.logging.prompts:
+                self.exchange.prompt = spelled(wanted)
             context = self._server.context(self._request, wanted.model, self._body, llm)
             events = self._followed(llm, wanted)
             async with contextlib.aclosing(events):
@@ -63,6 +65,7 @@ class Reply:
                     for event in batch:
                         answer.feed(event)
             document = encoded(self._answer(wanted, answer, context))
+            await self.exchange.settle()
             leaving.answered()
             await send(head(200, "application/json", self.exchange.headers(), len(document)))
             await send({"type": "http.response.body", "body": document})
@@ -84,7 +87,6 @@ class Reply:
                 now = monotonic()
                 first, last = batch[0], batch[-1]
                 if isinstance(first, Started):
-                    exchange.first_token = now
                     exchange.prompt_tokens, exchange.cached_tokens = first.prompt_tokens, first.cached_tokens
                     exchange.truncated = first.truncated
                     metrics.first_token(exchange, now - exchange.started)
@@ -114,6 +116,7 @@ class Reply:
                 data = encode(batch[0]) if len(batch) == 1 else b"".join([encode(event) for event in batch])
                 if data:
                     await writer.write(data)
+            await self.exchange.settle()
             leaving.answered()
             await writer.close()
         except Exception as error:
@@ -122,6 +125,7 @@ class Reply:
             self.exchange.status = self._server.status_of(self._request, error)
             if not isinstance(error, HerderError | Refusal):
                 self._server.log.failure(self.exchange, error)
+            await self.exchange.settle()
             leaving.answered()
             await writer.close(encoder.error(problem_of(error, self.exchange.id)))
         finally:
@@ -198,6 +202,13 @@ class Leaving:
             pass
         self._gone = True
         self._task.cancel()
+
+
+def spelled(wanted: ChatRequest | TextRequest) -> str:
+    """A request's text, for logs."""
+    if isinstance(wanted, ChatRequest):
+        return "\n".join([f"{message.role}: {message.text}" for message in wanted.messages])
+    return "\n".join(map(str, wanted.prompts))
 
 
 def encoded(document: Mapping[str, Any]) -> bytes:

@@ -11,7 +11,6 @@ from herder.serve.body import read_object
 from herder.serve.catalogue import Catalogue
 from herder.serve.config import Config
 from herder.serve.dialect import Call, Context, Dialect, Encoder, Problem
-from herder.serve.exchange import Exchange
 from herder.serve.gate import Gate, Open, Principal
 from herder.serve.log import Log
 from herder.serve.metrics import Metrics
@@ -66,6 +65,11 @@ class Server:
     def principal(self, request: Request) -> Principal:
         return exchanges.of(request.scope).principal
 
+    async def close(self) -> None:
+        """Unloads the models and writes what the gate has left."""
+        await self.models.close()
+        await self.gate.close()
+
     async def call(self, request: Request) -> Call:
         """Reads the request. Raises Refusal."""
         exchange = exchanges.of(request.scope)
@@ -103,17 +107,22 @@ class Server:
         problem = await self.gate.admit(exchange.principal, served.name)
         if problem is not None:
             raise Refusal(problem)
+
+        async def settle() -> None:
+            usage = exchange.usage()
+            self._seconds += (usage.seconds - self._seconds) / 16
+            self.metrics.end(exchange)
+            await self.gate.record(exchange.principal, usage)
+
+        exchange.settled = settle
         try:
-            with self.metrics.following(exchange):
-                async with self.models.use(model) as llm:
-                    yield llm
+            async with self.models.use(model) as llm:
+                yield llm
         except BaseException as error:
             exchange.status = self.status_of(request, error)
             raise
         finally:
-            usage = exchange.usage()
-            self._seconds += (usage.seconds - self._seconds) / 16
-            await self.gate.record(exchange.principal, usage)
+            await exchange.settle()
 
     def status_of(self, request: Request, error: BaseException) -> int:
         """The HTTP status that an error has in the request's dialect; 499 for a client that went away."""

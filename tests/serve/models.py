@@ -1,4 +1,4 @@
-"""Models for tests of the server: real tokenizers and chat formats over the fake executor, so that nothing is waited for."""
+"""Models for tests of the server: a real tokenizer and chat format over the fake executor."""
 
 from __future__ import annotations
 
