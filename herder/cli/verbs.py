@@ -26,6 +26,10 @@ VERBS: dict[str, dict[str, Verb]] = {
         "rm": Verb("models", "Delete a fetched model"),
         "convert": Verb("convert", "Write a model in another format, weight by weight the same"),
     },
+    "Serve": {
+        "serve": Verb("serve", "Serve models to the clients of OpenAI, Anthropic, Gemini and Ollama"),
+        "keys": Verb("keys", "Make, list and revoke the API keys of a server, and see what they used"),
+    },
     "Look inside": {
         "tokenize": Verb("tokenize", "Turn text on standard input into token ids"),
         "render": Verb("render", "Print the prompt that a list of messages becomes"),

@@ -21,6 +21,7 @@ from herder.serve import exchange as exchanges
 from herder.serve.dialect import Dialect, Embed, Generate, Problem
 from herder.serve.evaluations import embed
 from herder.serve.health import readiness
+from herder.serve.page import page_routes
 from herder.serve.problems import Refusal, problem_of
 from herder.serve.reply import Leaving, encoded, head
 from herder.serve.server import Server
@@ -44,6 +45,8 @@ def build_app(server: Server, dialects: Sequence[Dialect] | None = None) -> ASGI
         Route("/health/live", _live(server)),
         Route("/health/ready", _ready(server)),
         Route("/metrics", _metrics(server)),
+        Route("/openapi.json", _openapi(spoken)),
+        *page_routes(),
     ]
 
     @contextlib.asynccontextmanager
@@ -214,6 +217,18 @@ def _ready(server: Server) -> Handler:
         return JSONResponse(document, 200 if good else 503)
 
     return ready
+
+
+def _openapi(dialects: Sequence[Dialect]) -> Handler:
+    async def openapi(request: Request) -> Response:
+        from importlib.metadata import version
+
+        from herder.serve.openapi import describe
+
+        exchanges.of(request.scope).path = "/openapi.json"
+        return JSONResponse(describe(dialects, version("herder")))
+
+    return openapi
 
 
 def _metrics(server: Server) -> Handler:

@@ -7,13 +7,16 @@ import contextlib
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from herder.core.errors import HerderError, StorageError, UnsupportedModel
+from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel
+from herder.core.sizes import bytes_text
 from herder.serve.config import Config
 from herder.serve.health import probe
 from herder.serve.log import Log
 from herder.serve.models import Models, Served, load, measure
+from herder.weights import store
 
 if TYPE_CHECKING:
     import uvicorn
@@ -57,6 +60,37 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
         changed=changed,
     )
     return Server(config, models, gate=gate, log=log)
+
+
+def described(config: Config) -> list[str]:
+    """What would run, in lines for a person. Raises HerderError for what can be seen to be wrong: a file that is
+    missing, a model that does not fit."""
+    check_installed()
+    lines = [f"listen on {config.url}" + ("" if config.keys is not None else ", without keys: this machine only")]
+    for path in filter(None, (config.tls_certificate, config.tls_key, config.keys)):
+        if not Path(path).is_file():
+            raise StorageError(f"there is no file {path}, which the configuration names")
+    for spec in config.models:
+        names = f" (also {', '.join(spec.aliases)})" if spec.aliases else ""
+        when = "from the start" if spec.preload else "when asked for"
+        found = store.find(spec.source)
+        if found is None:
+            if not spec.pull or config.offline:
+                raise ModelNotFound(
+                    f"{spec.source}, served as {spec.name}, is not on this machine: `herder pull {spec.source}` fetches it"
+                )
+            lines.append(f"{spec.name}{names}: to be fetched, {when}")
+            continue
+        need = measure(spec, config.memory, parallel=config.parallel, offline=config.offline)
+        lines.append(
+            f"{spec.name}{names}: {found}, {when}, context {need.context}, {spec.runtime} runtime, "
+            f"{bytes_text(need.bytes)} with {bytes_text(need.kv_memory or 0)} of KV cache"
+        )
+    memory = "what is free" if config.memory is None else bytes_text(config.memory)
+    idle = f"after {config.idle:g} s without a request" if config.idle else "only for another one"
+    lines.append(f"memory for models: {memory}; a model is unloaded {idle}")
+    lines.append(f"at most {config.limits.queue} requests wait for a model; bodies up to {bytes_text(config.limits.body)}")
+    return lines
 
 
 def serve(config: Config, ready: Callable[[str], None], *, gate: Gate | None = None) -> int:
