@@ -71,7 +71,7 @@ def _run(arguments: list[str]) -> int:
 
             print(usage.overview())
             return 0
-        arguments = [arguments[1], "--help"]
+        arguments = [*arguments[1:], "--help"]
     if arguments[0] == "--version":
         arguments[0] = "version"
     word, rest = arguments[0], arguments[1:]
@@ -79,6 +79,7 @@ def _run(arguments: list[str]) -> int:
         raise unknown_verb(word, verbs.names())
     found = command(word)
     assert isinstance(found, Command)
+    found, rest = found.within(rest)
     options = rest[: rest.index("--")] if "--" in rest else rest
     if word != "complete" and ("-h" in options or "--help" in options):
         from herder.cli import usage

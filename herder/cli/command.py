@@ -94,7 +94,8 @@ class Option(NamedTuple):
 
 
 class Command(NamedTuple):
-    """A verb. run gets what was parsed and returns the exit code."""
+    """A verb. run gets what was parsed and returns the exit code. commands: of a verb of several words, each a
+    Command whose name has them all (`keys create`); the verb itself then has no arguments or options and is not run."""
 
     name: str
     summary: str
@@ -103,12 +104,28 @@ class Command(NamedTuple):
     options: tuple[Option, ...] = ()
     details: str = ""
     examples: tuple[str, ...] = ()
+    commands: tuple[Command, ...] = ()
 
     @property
     def usage(self) -> str:
+        if self.commands:
+            return f"herder {self.name} {'|'.join(command.word for command in self.commands)}"
         words = [f"{a.name.upper()}{'...' if a.many else ''}" for a in self.arguments]
         words = [f"[{word}]" if a.optional else word for a, word in zip(self.arguments, words, strict=True)]
         return " ".join(["herder", self.name, *words, *(["[OPTIONS]"] if self.options else [])])
+
+    @property
+    def word(self) -> str:
+        """The last of its name."""
+        return self.name.rpartition(" ")[2]
+
+    def within(self, words: Sequence[str]) -> tuple[Command, list[str]]:
+        """The command that words, the line after the verb, are for, and what follows its name. The verb itself when it
+        has no commands or the first word names none of them."""
+        for command in self.commands:
+            if words and command.word == words[0]:
+                return command.within(words[1:])
+        return self, list(words)
 
     def parse(self, words: Sequence[str]) -> Parsed:
         """words, the command line after the verb, as values. Raises UsageError that says what would have been right.
@@ -131,6 +148,12 @@ class _Parser:
         raise UsageError(f"{message} (`herder {self.command.name} --help` lists what there is)")
 
     def parse(self) -> Parsed:
+        if self.command.commands:
+            known = [command.word for command in self.command.commands]
+            if not self.words:
+                self.fail(f"herder {self.command.name} needs one of {', '.join(known)}")
+            word = self.words[0]
+            self.fail(f"there is no command {self.command.name} {word!r}{did_you_mean(word, known)}")
         positionals: list[str] = []
         while self.at < len(self.words):
             word = self.words[self.at]

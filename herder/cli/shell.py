@@ -104,8 +104,14 @@ def candidates(words: list[str]) -> Iterator[tuple[str, str]]:
     verb = words[0]
     if verbs.find(verb) is None:
         return
-    found = cast(Command, command(verb))
-    before = words[1:-1]
+    found, rest = cast(Command, command(verb)).within(words[1:])
+    if found.commands:
+        yield from ((one.word, one.summary) for one in found.commands if len(rest) == 1)
+        return
+    if not rest:  # the cursor still stands at the command's own name
+        yield (current, found.summary)
+        return
+    before = rest[:-1]
     options = {option.flag: option for option in found.options}
     last = options.get(before[-1]) if before else None
     if last is not None and last.kind is not None:

@@ -32,6 +32,13 @@ def of(command: Command) -> str:
     if command.details:
         for paragraph in textwrap.dedent(command.details).strip().split("\n\n"):
             lines += [*textwrap.wrap(paragraph, width()), ""]
+    if command.commands:
+        column = max(len(one.word) for one in command.commands)
+        lines += [
+            styled("Commands:", "1"),
+            *_columns([(one.word, one.summary) for one in command.commands], column),
+            "",
+        ]
     arguments = [(argument.name.upper(), argument.help) for argument in command.arguments]
     options = [(option.usage, _with_default(option.help, option.default)) for option in command.options]
     options += [HELP, DEBUG]

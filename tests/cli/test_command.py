@@ -111,12 +111,13 @@ def test_the_surface_is_frozen() -> None:
 
 def surface() -> str:
     lines = []
-    for name, found in commands().items():
-        lines.append(found.usage)
-        for option in found.options:
-            default = "" if option.default is None else f" [{option.default}]"
-            lines.append(f"  {option.usage}{default}{' ...' if option.many else ''}")
-        assert name == found.name
+    for name, verb in commands().items():
+        for found in (verb, *verb.commands):
+            lines.append(found.usage)
+            for option in found.options:
+                default = "" if option.default is None else f" [{option.default}]"
+                lines.append(f"  {option.usage}{default}{' ...' if option.many else ''}")
+        assert name == verb.name
     return "\n".join(lines) + "\n"
 
 
@@ -134,13 +135,29 @@ def test_every_verb_is_there_and_explained(run: Run) -> None:
         assert result.code == 0 and found.usage in result.out and result.err == ""
         assert result.out == run(name, "-h", "--nonsense").out == run("help", name).out
         assert max(len(line) for line in result.out.splitlines()) <= 100
-        assert not found.summary.endswith(".")
-        for option in found.options:
-            assert option.usage in result.out and option.help and not option.help.endswith(".")
+        for one in (found, *found.commands):
+            shown = run(*one.name.split(), "--help").out
+            assert not one.summary.endswith(".") and one.usage in shown
+            for option in one.options:
+                assert option.usage in shown and option.help and not option.help.endswith(".")
+
+
+def test_a_verb_of_several_words(run: Run) -> None:
+    whole = run("keys", "--help")
+    assert whole.code == 0 and whole.out == run("help", "keys").out
+    assert "herder keys create|list|revoke|usage" in whole.out and "  revoke  End a key" in whole.out
+    assert run("keys", "create", "--help").out == run("help", "keys", "create").out != whole.out
+    assert run("keys").err.startswith(
+        "herder: herder keys needs one of create, list, revoke, usage (`herder keys --help`"
+    )
+    assert run("keys", "crate").err.startswith("herder: there is no command keys 'crate': did you mean create? (")
+    assert run("keys", "create").err.startswith(
+        "herder: NAME is missing: herder keys create NAME [OPTIONS] (`herder keys"
+    )
 
 
 def test_no_command_has_an_option_twice() -> None:
-    for found in commands().values():
+    for found in (one for verb in commands().values() for one in (verb, *verb.commands)):
         names = [option.name for option in found.options] + [argument.name for argument in found.arguments]
         assert len(set(names)) == len(names), found.name
 

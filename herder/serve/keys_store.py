@@ -1,0 +1,174 @@
+"""The database of API keys: an SQLite file that the command line and running servers share."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from herder.core.errors import StorageError, UsageError
+
+Period = Literal["day", "month", "ever"]
+
+VERSION = 1
+APPLICATION = 0x48524452  # "HRDR", in the file's header
+_SCHEMA = """
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY,
+    name TEXT NOT NULL,
+    digest BLOB NOT NULL,
+    models TEXT,               -- served names, a line each; NULL for all
+    rpm INTEGER, tpm INTEGER,  -- requests and tokens per minute
+    quota INTEGER, period TEXT,
+    administers INTEGER NOT NULL,
+    created REAL NOT NULL, expires REAL, revoked REAL  -- seconds since the epoch
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX names ON keys (name) WHERE revoked IS NULL;
+CREATE TABLE usage (
+    hour INTEGER NOT NULL,     -- since the epoch
+    key TEXT NOT NULL, model TEXT NOT NULL,
+    requests INTEGER NOT NULL, failed INTEGER NOT NULL,
+    prompt INTEGER NOT NULL, cached INTEGER NOT NULL, completion INTEGER NOT NULL,
+    PRIMARY KEY (hour, key, model)
+) WITHOUT ROWID;
+CREATE TABLE spent (           -- tokens in a quota's current and past periods, so that a check reads one row
+    key TEXT NOT NULL, period TEXT NOT NULL, tokens INTEGER NOT NULL,
+    PRIMARY KEY (key, period)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What is known of a key; its secret is not. models: served names, None for all. rpm, tpm: requests and tokens per
+    minute. quota: tokens per period. created, expires, revoked: seconds since the epoch. None is: without limit."""
+
+    id: str
+    name: str
+    digest: bytes
+    models: frozenset[str] | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    quota: int | None = None
+    period: Period = "ever"
+    administers: bool = False
+    created: float = 0.0
+    expires: float | None = None
+    revoked: float | None = None
+
+    def usable(self, now: float) -> bool:
+        return self.revoked is None and (self.expires is None or now < self.expires)
+
+
+def connect(path: str | Path, *, create: bool = False) -> sqlite3.Connection:
+    """Opens the database, made first if create and it is not there; for its owner only (mode 0600).
+
+    WAL: a server reads while the command line writes. synchronous=NORMAL: a commit is a write(), not an fsync(), so it
+    survives the process (kill -9) but not always the machine's power. Raises StorageError.
+    """
+    path = Path(path)
+    try:
+        if create:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives -wal and -shm the same mode
+        mode = stat.S_IMODE(os.stat(path).st_mode)
+    except FileNotFoundError:
+        message = f"there is no database of API keys at {path}: `herder keys create NAME` makes one"
+        raise StorageError(message) from None
+    except OSError as error:
+        raise StorageError(f"the database of API keys {path} cannot be opened: {error.strerror}") from None
+    if mode & 0o077 and os.name == "posix":
+        raise StorageError(f"{path} can be reached by other users (mode {mode:04o}): `chmod 600 {path}`")
+    connection = None
+    try:
+        # autocommit: transactions are written down where they are. One thread at a time uses a connection.
+        connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+        _prepare(connection, path)
+    except sqlite3.Error as error:
+        if connection is not None:
+            connection.close()
+        raise StorageError(f"{path} is no database of API keys: {error}") from None
+    except StorageError:
+        assert connection is not None
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    with transaction(connection):  # two that open a new file at once: the second finds it made
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        if version == 0 and application == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA application_id = {APPLICATION}")
+            connection.execute(f"PRAGMA user_version = {VERSION}")
+        elif application != APPLICATION:
+            raise StorageError(f"{path} is a database, but not one of API keys: name another file")
+        elif version != VERSION:
+            raise StorageError(f"{path} was written by another version of Herder (schema {version}, not {VERSION})")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Takes the write lock first, so that what is read inside stays true until the commit."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+# Keys ----------------------------------------------------------------------------------------------------------------
+_COLUMNS = "id, name, digest, models, rpm, tpm, quota, period, administers, created, expires, revoked"
+
+
+def add(connection: sqlite3.Connection, key: Key) -> None:
+    """Raises UsageError when an unrevoked key has the name."""
+    models = None if key.models is None else "\n".join(sorted(key.models))
+    row = (
+        *(key.id, key.name, key.digest, models, key.rpm, key.tpm, key.quota, key.period, int(key.administers)),
+        *(key.created, key.expires, key.revoked),
+    )
+    try:
+        connection.execute(f"INSERT INTO keys ({_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)
+    except sqlite3.IntegrityError:
+        message = f"a key named {key.name!r} exists: choose another name, or `herder keys revoke {key.name}` first"
+        raise UsageError(message) from None
+
+
+def find(connection: sqlite3.Connection, id: str) -> Key | None:
+    row = connection.execute(f"SELECT {_COLUMNS} FROM keys WHERE id = ?", (id,)).fetchone()
+    return None if row is None else _key(row)
+
+
+def every(connection: sqlite3.Connection) -> list[Key]:
+    """The oldest first, revoked ones among them."""
+    return [_key(row) for row in connection.execute(f"SELECT {_COLUMNS} FROM keys ORDER BY created, id")]
+
+
+def revoke(connection: sqlite3.Connection, name: str) -> Key:
+    """Raises UsageError when no unrevoked key has the name."""
+    with transaction(connection):
+        row = connection.execute(f"SELECT {_COLUMNS} FROM keys WHERE name = ? AND revoked IS NULL", (name,)).fetchone()
+        if row is None:
+            raise UsageError(f"no key that can be revoked is named {name!r}: `herder keys list` shows them")
+        connection.execute("UPDATE keys SET revoked = ? WHERE id = ?", (time.time(), row[0]))
+    return _key(row)
+
+
+def _key(row: tuple[str, str, bytes, str | None, int, int, int, Period, int, float, float, float]) -> Key:
+    id, name, digest, models, rpm, tpm, quota, period, administers, created, expires, revoked = row
+    allowed = None if models is None else frozenset(models.splitlines())
+    return Key(id, name, digest, allowed, rpm, tpm, quota, period, bool(administers), created, expires, revoked)
