@@ -14,21 +14,29 @@ from herder.cli.pull import JSON
 from herder.cli.terminal import note, print_json, table
 
 if TYPE_CHECKING:
-    from herder.serve.keys_store import Key
+    from herder.serve.keys_store import Key, Period
 
 _UNITS = {"m": 60.0, "h": 3600.0, "d": 86400.0, "w": 7 * 86400.0}
+_PERIODS: dict[str, Period] = {"": "ever", "day": "day", "month": "month"}
 _SHORT = {"k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
 # Values --------------------------------------------------------------------------------------------------------------
-def _quota(text: str) -> tuple[int, str]:
+def _names(text: str) -> frozenset[str]:
+    names = frozenset(text.split(","))
+    if "" in names:
+        raise ValueError
+    return names
+
+
+def _quota(text: str) -> tuple[int, Period]:
     """`500000/day`, `5M/month`, `1G` -> (tokens, period)."""
     number, _, period = text.partition("/")
     factor = _SHORT.get(number[-1:], 1)
     tokens = int(number[:-1] if factor > 1 else number) * factor
-    if tokens < 1 or (period or "ever") not in ("day", "month", "ever") or text.endswith("/"):
+    if tokens < 1 or text.endswith("/") or period not in _PERIODS:
         raise ValueError
-    return tokens, period or "ever"
+    return tokens, _PERIODS[period]
 
 
 def _span(text: str) -> float | None:
@@ -57,6 +65,7 @@ def _since(text: str) -> float:
 
 
 _RULE = "must be a time like 90m, 12h, 30d or 4w, or a date like 2026-12-31"
+NAMES = Kind("NAME,NAME,...", _names, "must be names of models with commas between them")
 QUOTA = Kind("TOKENS[/day|/month]", _quota, "must be tokens, like 500000/day, 5M/month or 1G")
 EXPIRY = Kind("TIME", _expiry, f"{_RULE} that is to come")
 SINCE = Kind("TIME", _since, _RULE)
@@ -76,14 +85,14 @@ def create(parsed: Parsed) -> int:
     from herder.serve import keys, keys_store
 
     path = Path(parsed.keys or default_path())
-    quota, period = parsed.quota or (None, "ever")
+    quota: tuple[int | None, Period] = parsed.quota or (None, "ever")
     made = keys.make(
         parsed.name,
-        models=frozenset(parsed.model) or None,
+        models=parsed.models,
         rpm=parsed.rpm,
         tpm=parsed.tpm,
-        quota=quota,
-        period=period,
+        quota=quota[0],
+        period=quota[1],
         administers=parsed.admin,
         expires=parsed.expires,
     )
@@ -225,7 +234,7 @@ COMMANDS = {
                 run=create,
                 arguments=(NAME,),
                 options=(
-                    Option("--model", TEXT, "A served model that it may use, again for each; all if none", many=True),
+                    Option("--models", NAMES, "The served models that it may use; all if left out"),
                     Option("--rpm", COUNT, "Requests a minute"),
                     Option("--tpm", COUNT, "Tokens a minute, of prompts and answers"),
                     Option("--quota", QUOTA, "Tokens in all, or in each UTC day or month"),
@@ -241,7 +250,7 @@ COMMANDS = {
                 """,
                 examples=(
                     "herder keys create alice",
-                    "herder keys create ci --model smollm2 --rpm 60 --tpm 20000 --expires 30d",
+                    "herder keys create ci --models smollm2 --rpm 60 --tpm 20000 --expires 30d",
                 ),
             ),
             Command(name="keys list", summary="List the keys and their limits", run=list_, options=(KEYS, JSON)),

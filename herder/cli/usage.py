@@ -33,12 +33,8 @@ def of(command: Command) -> str:
         for paragraph in textwrap.dedent(command.details).strip().split("\n\n"):
             lines += [*textwrap.wrap(paragraph, width()), ""]
     if command.commands:
-        column = max(len(one.word) for one in command.commands)
-        lines += [
-            styled("Commands:", "1"),
-            *_columns([(one.word, one.summary) for one in command.commands], column),
-            "",
-        ]
+        rows = [(one.word, one.summary) for one in command.commands]
+        lines += [styled("Commands:", "1"), *_columns(rows, max(len(word) for word, _ in rows)), ""]
     arguments = [(argument.name.upper(), argument.help) for argument in command.arguments]
     options = [(option.usage, _with_default(option.help, option.default)) for option in command.options]
     options += [HELP, DEBUG]

@@ -147,13 +147,9 @@ def test_a_verb_of_several_words(run: Run) -> None:
     assert whole.code == 0 and whole.out == run("help", "keys").out
     assert "herder keys create|list|revoke|usage" in whole.out and "  revoke  End a key" in whole.out
     assert run("keys", "create", "--help").out == run("help", "keys", "create").out != whole.out
-    assert run("keys").err.startswith(
-        "herder: herder keys needs one of create, list, revoke, usage (`herder keys --help`"
-    )
+    assert run("keys").err.startswith("herder: herder keys needs one of create, list, revoke, usage (`herder ")
     assert run("keys", "crate").err.startswith("herder: there is no command keys 'crate': did you mean create? (")
-    assert run("keys", "create").err.startswith(
-        "herder: NAME is missing: herder keys create NAME [OPTIONS] (`herder keys"
-    )
+    assert run("keys", "create").err.startswith("herder: NAME is missing: herder keys create NAME [OPTIONS] (")
 
 
 def test_no_command_has_an_option_twice() -> None:
