@@ -45,8 +45,7 @@ def build_app(server: Server, dialects: Sequence[Dialect] | None = None) -> ASGI
         Route("/health/live", _live(server)),
         Route("/health/ready", _ready(server)),
         Route("/metrics", _metrics(server)),
-        Route("/openapi.json", _openapi(spoken)),
-        *page_routes(),
+        *page_routes(spoken),
     ]
 
     @contextlib.asynccontextmanager
@@ -217,18 +216,6 @@ def _ready(server: Server) -> Handler:
         return JSONResponse(document, 200 if good else 503)
 
     return ready
-
-
-def _openapi(dialects: Sequence[Dialect]) -> Handler:
-    async def openapi(request: Request) -> Response:
-        from importlib.metadata import version
-
-        from herder.serve.openapi import describe
-
-        exchanges.of(request.scope).path = "/openapi.json"
-        return JSONResponse(describe(dialects, version("herder")))
-
-    return openapi
 
 
 def _metrics(server: Server) -> Handler:
