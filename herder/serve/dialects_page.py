@@ -18,8 +18,8 @@ _HEAD = """\
 # Dialects
 
 Every field of every API that `herder serve` speaks, and what becomes of it. **Accepted means honoured**: a field that
-is not listed here, or is refused, is the vendor's own 400 error, which names it. With `--lenient` such a field is left out
-instead, and the response's header `x-herder-ignored-fields` names it.
+is not listed here, or is refused, is the vendor's own 400 error, which names it. With `--lenient` such a field is left
+out instead, and the response's header `x-herder-ignored-fields` names it.
 
 - **supported**: it means here what it means there.
 - **translated**: it has an equivalent here, which the note names.

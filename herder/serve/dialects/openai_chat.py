@@ -97,6 +97,9 @@ class Stream:
         self._request = request
         self._spell = context.token_bytes
         self._logprobs = request.options.get("logprobs") is not None
+        # Whether there will be text is not known at first; with tools, OpenAI's own chunks say null then.
+        self._null = isinstance(request, ChatRequest) and bool(request.tools)
+        self._said: set[int] = set()  # choices with text or calls
         # The same for every chunk, so it is written once.
         self._head = f"data: {dumps(_head('chat.completion.chunk', context))[:-1]},"
         self._tail = ',"usage":null}\n\n' if request.stream_usage else "}\n\n"
@@ -104,10 +107,12 @@ class Stream:
     def event(self, event: AnswerEvent) -> bytes:
         match event:
             case TextDelta(choice, text, found):
+                self._said.add(choice)
                 return self._chunk(choice, {"content": text}, found)
             case ReasoningDelta(choice, text):
                 return self._chunk(choice, {"reasoning_content": text})
             case CallStarted(choice, call, id, name):
+                self._said.add(choice)
                 function = {"name": name, "arguments": ""}
                 return self._chunk(
                     choice, {"tool_calls": [{"index": call, "id": id, "type": "function", "function": function}]}
@@ -115,7 +120,8 @@ class Stream:
             case CallArguments(choice, call, json):
                 return self._chunk(choice, {"tool_calls": [{"index": call, "function": {"arguments": json}}]})
             case Ended(choice, reason):
-                return self._chunk(choice, {}, reason=reason)
+                empty = self._null and choice not in self._said
+                return self._chunk(choice, {"content": ""} if empty else {}, reason=reason)
             case Started():
                 return self._started(event)
             case Done():
@@ -137,9 +143,7 @@ class Stream:
         return f'{self._head}"choices":[{dumps(chunk)}]{more}{self._tail}'.encode()
 
     def _started(self, event: Started) -> bytes:
-        # Whether there will be text is not known yet; with tools, OpenAI's own chunks say null.
-        tools = isinstance(self._request, ChatRequest) and self._request.tools
-        delta = {"role": "assistant", "content": None if tools else "", "refusal": None}
+        delta = {"role": "assistant", "content": None if self._null else "", "refusal": None}
         cut = f',"truncated_prompt_tokens":{event.truncated}' if self._request.truncate else ""
         return b"".join([self._chunk(choice, delta, more=cut) for choice in range(self._request.n)])
 
