@@ -119,14 +119,18 @@ class AsyncStream:
     def __del__(self) -> None:
         self.abort()
 
-    def _deliver(self, event: Event) -> None:
-        self._events.append(event)
+    def wake(self) -> None:
+        """Ends a wait in ready(), with or without an event. From the event loop."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def _deliver(self, event: Event) -> None:
+        self._events.append(event)
+        self.wake()
+
 
 async def ready(streams: Collection[AsyncStream]) -> None:
-    """Waits until one of these streams, all of one event loop and none of them finished, has an event to take()."""
+    """Waits until one of these streams, all of one event loop and none of them finished, has an event to take(), or is woken."""
     waiter: asyncio.Future[None] | None = None
     for stream in streams:
         if stream._events:

@@ -298,6 +298,7 @@ class Run:
         for choice in self._running:
             assert choice.stream is not None
             choice.stream.abort()
+            choice.stream.wake()  # without a token nobody waits for the end of the engine's step
 
     def _started(self, prompts: Collection[Prepared], firsts: list[_Choice]) -> Started:
         return Started(

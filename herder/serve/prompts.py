@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
+from herder.chat.format import Calling
 from herder.core.errors import ContextOverflow, UsageError
-from herder.core.request import Image, Request, Sampling
+from herder.core.request import Constraint, Image, Request, Sampling
 from herder.serve.fields import FieldError
-from herder.serve.wire import ChatRequest, EmbedRequest, TextRequest
+from herder.serve.wire import ChatRequest, EmbedRequest, Named, TextRequest
 
 if TYPE_CHECKING:
     from herder.chat.message import Message
     from herder.llm import LLM, Options
+    from herder.text.grammar import Composite
 
 INLINE = 4096  # characters of a prompt that is tokenized on the event loop; longer ones go to a thread
 ANSWER_ROOM = 1024  # tokens kept free for the answer when a prompt is cut and the request sets no maximum
@@ -63,13 +65,39 @@ async def count_tokens(llm: LLM, request: ChatRequest | TextRequest | EmbedReque
 
 # Chat ----------------------------------------------------------------------------------------------------------------
 def _chat(llm: LLM, request: ChatRequest) -> Prepared:
+    form, enforced = _form(llm, request)
     tokens, images = _rendered(llm, request, request.messages)
     truncated = 0
     if request.truncate and len(tokens) > _window(llm, request):
         tokens, images, truncated = _shortened(llm, request, len(tokens))
     built, stops = _request(llm, request, tokens, llm.chat_sampling, images)
-    built, enforced = _constrained(llm, request, built)
-    return Prepared(built, stops, truncated=truncated, enforced=enforced)
+    return Prepared(llm.constrained(built, form), stops, truncated=truncated, enforced=enforced)
+
+
+def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None, bool]:
+    """What the answer must be by its constraint and its tools, and whether that holds calls to their form."""
+    tools, choice = request.tools, request.tool_choice
+    if isinstance(choice, Named):
+        tools = tuple(tool for tool in tools if tool.name == choice.function)
+        if not tools:
+            message = f"tool_choice names {choice.function[:100]!r}, which is not among the tools"
+            raise FieldError(message, "tool_choice")
+        choice = "required"
+    if not tools and choice != "required":
+        return request.constraint, False
+    from herder.chat.tool_grammar import answer_form
+
+    chat_format = llm.chat_format
+    form = answer_form(
+        chat_format,
+        tools,
+        choice=choice,
+        parallel=request.parallel_tool_calls,
+        content=request.constraint,
+        options=request.format_options,
+    )
+    style = chat_format.call_style(**request.format_options) if isinstance(chat_format, Calling) else None
+    return form, choice != "none" and style is not None
 
 
 def _rendered(llm: LLM, request: ChatRequest, messages: Sequence[Message]) -> tuple[tuple[int, ...], tuple[Image, ...]]:
@@ -119,7 +147,7 @@ def _text(llm: LLM, request: TextRequest, prompt: str | tuple[int, ...]) -> Prep
     if not generate and not request.echo:
         raise FieldError("max_tokens is 0: must be 1 or more, or 0 with echo", "max_tokens")
     built, stops = _request(llm, request, tokens, Sampling(), ())
-    built, _ = _constrained(llm, request, built)
+    built = llm.constrained(built, request.constraint, start=False)
     echo = score = None
     if request.echo:
         echo = prompt if isinstance(prompt, str) else llm.tokenizer.decode(prompt)
@@ -163,13 +191,6 @@ def _request(
         return llm.request(tokens, cast("Options", options), defaults, images)
     except TypeError as error:  # a value of the wrong kind that a dialect let through
         raise UsageError(f"an option has a value of the wrong type: {error}") from None
-
-
-def _constrained(llm: LLM, request: ChatRequest | TextRequest, built: Request) -> tuple[Request, bool]:
-    """The request with the grammar of its constraint or of its tool choice; and whether that is one of calls."""
-    if isinstance(request, ChatRequest) and request.tool_choice not in ("auto", "none"):
-        raise FieldError("tool_choice can be auto or none: calls cannot be enforced yet", "tool_choice")
-    return llm.constrained(built, request.constraint, start=isinstance(request, ChatRequest)), False
 
 
 def choices(prepared: Prepared, n: int) -> list[Request]:
