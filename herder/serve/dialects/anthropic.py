@@ -1,9 +1,10 @@
-"""Anthropic's Messages API: POST /v1/messages, whole and streamed, and /v1/messages/count_tokens."""
+"""Anthropic's Messages API: POST /v1/messages, whole and streamed, /v1/messages/count_tokens, and the models."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from herder.chat.message import Tool
@@ -14,12 +15,14 @@ from herder.serve.dialects import anthropic_fields as fields
 from herder.serve.dialects.anthropic_messages import Reader
 from herder.serve.dialects.anthropic_stream import answer, error_body, stream
 from herder.serve.fields import FieldError, Table, checked
+from herder.serve.problems import Refusal
 from herder.serve.wire import ChatRequest, Named
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
+    from herder.serve.catalogue import Card
     from herder.serve.server import Server
 
 NAME = "anthropic"
@@ -225,7 +228,62 @@ async def count_tokens(request: Request, server: Server) -> Response:
         return JSONResponse({"input_tokens": await prompts.count_tokens(llm, wanted)})
 
 
+def model(card: Card, name: str) -> dict[str, Any]:
+    """One model, by its served name or an alias."""
+    created = datetime.fromtimestamp(card.created, UTC).isoformat().replace("+00:00", "Z")
+    found = {"type": "model", "id": name, "display_name": name, "created_at": created}
+    # Known when the files are here.
+    return found | ({"max_input_tokens": card.context, "max_tokens": card.context} if card.context else {})
+
+
+def page(models: list[dict[str, Any]], query: Mapping[str, str]) -> dict[str, Any]:
+    """A page of the list: `limit` entries (20) behind after_id, or before before_id. Raises FieldError."""
+    limit = query.get("limit", "20")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= 1000):
+        raise FieldError(f"limit is {values.kind(limit)}: expected a number from 1 to 1000", "limit")
+    ids = [entry["id"] for entry in models]
+    size, first, last = int(limit), 0, len(ids)
+    for name in ("after_id", "before_id"):
+        if name in query and query[name] not in ids:
+            raise FieldError(f"{name} is {values.kind(query[name])}, which is no model of the list", name)
+    if "after_id" in query:
+        first = ids.index(query["after_id"]) + 1
+    if "before_id" in query:
+        last = ids.index(query["before_id"])
+        first = max(first, last - size)
+    found = models[first:last][:size]
+    return {
+        "data": found,
+        "has_more": first > 0 if "before_id" in query else first + len(found) < len(ids),
+        "first_id": found[0]["id"] if found else None,
+        "last_id": found[-1]["id"] if found else None,
+    }
+
+
+async def list_models(request: Request, server: Server) -> Response:
+    from starlette.responses import JSONResponse
+
+    allowed = server.principal(request).models
+    cards = [card for card in await server.catalogue.cards() if allowed is None or card.name in allowed]
+    found = [model(card, name) for card in cards for name in (card.name, *card.aliases)]
+    return JSONResponse(page(found, request.query_params))
+
+
+async def retrieve_model(request: Request, server: Server) -> Response:
+    from starlette.responses import JSONResponse
+
+    name = request.path_params["model"]
+    card = await server.catalogue.card(name)
+    allowed = server.principal(request).models
+    if allowed is not None and card.name not in allowed:  # no word on what else is served
+        raise Refusal(Problem("not_found", f"the model {name[:200]!r} is not served here", "model", "model_not_found"))
+    return JSONResponse(model(card, name))
+
+
+# The last two paths are another vendor's too; the header anthropic-version tells whose client asks.
 ROUTES = (
     Generate("POST", "/v1/messages", parse, answer, stream),
     Other("POST", "/v1/messages/count_tokens", count_tokens),
+    Other("GET", "/v1/models", list_models),
+    Other("GET", "/v1/models/{model:path}", retrieve_model),
 )
