@@ -8,8 +8,7 @@ import os
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
-
-from starlette.requests import HTTPConnection
+from typing import TYPE_CHECKING
 
 from herder.core.errors import StorageError
 from herder.serve.dialect import Problem
@@ -17,6 +16,9 @@ from herder.serve.gate import Gate, Principal, Usage, address_of
 from herder.serve.writer import Writer
 
 _STATUS = {"unauthorized": 401, "forbidden": 403, "rate_limited": 429}
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
 
 
 class Audited:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
-
-from starlette.requests import HTTPConnection
+from typing import TYPE_CHECKING, Protocol
 
 from herder.serve.dialect import Problem
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
 
 
 @dataclass(frozen=True, slots=True)

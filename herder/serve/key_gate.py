@@ -9,8 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from starlette.requests import HTTPConnection
+from typing import TYPE_CHECKING
 
 from herder.serve import keys, keys_store, usage
 from herder.serve.audit import Audited
@@ -20,6 +19,9 @@ from herder.serve.gate import Gate, Open, Principal, Usage, address_of
 from herder.serve.keys_store import Key
 from herder.serve.limits import Windows
 from herder.serve.writer import Writer
+
+if TYPE_CHECKING:
+    from starlette.requests import HTTPConnection
 
 
 def presented(connection: HTTPConnection) -> str:

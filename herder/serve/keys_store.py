@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from herder.core.errors import StorageError, UsageError
+from herder.serve import database
+from herder.serve.database import Kind, transaction
 
 Period = Literal["day", "month", "ever"]
 
-VERSION = 1
-APPLICATION = 0x48524452  # "HRDR", in the file's header
 _SCHEMA = """
 CREATE TABLE keys (
     id TEXT PRIMARY KEY,
@@ -29,7 +25,9 @@ CREATE TABLE keys (
     administers INTEGER NOT NULL,
     created REAL NOT NULL, expires REAL, revoked REAL  -- seconds since the epoch
 ) WITHOUT ROWID;
+
 CREATE UNIQUE INDEX names ON keys (name) WHERE revoked IS NULL;
+
 CREATE TABLE usage (
     hour INTEGER NOT NULL,     -- since the epoch
     key TEXT NOT NULL, model TEXT NOT NULL,
@@ -37,11 +35,15 @@ CREATE TABLE usage (
     prompt INTEGER NOT NULL, cached INTEGER NOT NULL, completion INTEGER NOT NULL,
     PRIMARY KEY (hour, key, model)
 ) WITHOUT ROWID;
+
 CREATE TABLE spent (           -- tokens in a quota's current and past periods, so that a check reads one row
     key TEXT NOT NULL, period TEXT NOT NULL, tokens INTEGER NOT NULL,
     PRIMARY KEY (key, period)
-) WITHOUT ROWID;
+) WITHOUT ROWID
 """
+
+# Not durable: a commit is a write(), not an fsync(), so it survives the process (kill -9) but not always the power.
+KEYS = Kind("API keys", 0x48524B31, 1, _SCHEMA, durable=False)  # "HRK1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,67 +69,10 @@ class Key:
 
 
 def connect(path: str | Path, *, create: bool = False) -> sqlite3.Connection:
-    """Opens the database, made first if create and it is not there; for its owner only (mode 0600).
-
-    WAL: a server reads while the command line writes. synchronous=NORMAL: a commit is a write(), not an fsync(), so it
-    survives the process (kill -9) but not always the machine's power. Raises StorageError.
-    """
-    path = Path(path)
-    try:
-        if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))  # SQLite gives -wal and -shm the same mode
-        mode = stat.S_IMODE(os.stat(path).st_mode)
-    except FileNotFoundError:
-        message = f"there is no database of API keys at {path}: `herder keys create NAME` makes one"
-        raise StorageError(message) from None
-    except OSError as error:
-        raise StorageError(f"the database of API keys {path} cannot be opened: {error.strerror}") from None
-    if mode & 0o077 and os.name == "posix":
-        raise StorageError(f"{path} can be reached by other users (mode {mode:04o}): `chmod 600 {path}`")
-    connection = None
-    try:
-        # autocommit: transactions are written down where they are. One thread at a time uses a connection.
-        connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        _prepare(connection, path)
-    except sqlite3.Error as error:
-        if connection is not None:
-            connection.close()
-        raise StorageError(f"{path} is no database of API keys: {error}") from None
-    except StorageError:
-        assert connection is not None
-        connection.close()
-        raise
-    return connection
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    with transaction(connection):  # two that open a new file at once: the second finds it made
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        if version == 0 and application == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            for statement in _SCHEMA.split(";\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {APPLICATION}")
-            connection.execute(f"PRAGMA user_version = {VERSION}")
-        elif application != APPLICATION:
-            raise StorageError(f"{path} is a database, but not one of API keys: name another file")
-        elif version != VERSION:
-            raise StorageError(f"{path} was written by another version of Herder (schema {version}, not {VERSION})")
-
-
-@contextmanager
-def transaction(connection: sqlite3.Connection) -> Iterator[None]:
-    """Takes the write lock first, so that what is read inside stays true until the commit."""
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
+    """Opens the database, made first if create and it is not there. Raises StorageError."""
+    if not create and not Path(path).exists():
+        raise StorageError(f"there is no database of API keys at {path}: `herder keys create NAME --keys {path}`")
+    return database.connect(path, KEYS)
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------

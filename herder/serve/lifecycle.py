@@ -16,6 +16,7 @@ from herder.serve.config import Config
 from herder.serve.health import probe
 from herder.serve.log import Log
 from herder.serve.models import Models, Served, load, measure
+from herder.serve.tls import check_tls
 from herder.weights import store
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def check_installed() -> None:
 
 def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = None) -> Server:
     """The server of a configuration, on this machine's models. Call it with an event loop running."""
+    from herder.serve.key_gate import open_gate
     from herder.serve.server import Server
 
     log = log or Log(requests=config.logging.requests)
@@ -59,13 +61,14 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
         idle=config.idle,
         changed=changed,
     )
-    return Server(config, models, gate=gate, log=log)
+    return Server(config, models, gate=gate or open_gate(config), log=log)
 
 
 def described(config: Config) -> list[str]:
     """What would run, in lines for a person. Raises HerderError for what can be seen to be wrong: a file that is
     missing, a model that does not fit."""
     check_installed()
+    check_tls(config)
     lines = [f"listen on {config.url}" + ("" if config.keys is not None else ", without keys: this machine only")]
     for path in filter(None, (config.tls_certificate, config.tls_key, config.keys)):
         if not Path(path).is_file():
@@ -89,7 +92,9 @@ def described(config: Config) -> list[str]:
     memory = "what is free" if config.memory is None else bytes_text(config.memory)
     idle = f"after {config.idle:g} s without a request" if config.idle else "only for another one"
     lines.append(f"memory for models: {memory}; a model is unloaded {idle}")
-    lines.append(f"at most {config.limits.queue} requests wait for a model; bodies up to {bytes_text(config.limits.body)}")
+    lines.append(
+        f"at most {config.limits.queue} requests wait for a model; bodies up to {bytes_text(config.limits.body)}"
+    )
     return lines
 
 
@@ -110,6 +115,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None) -> int:
+    check_tls(config)
     server = make_server(config, gate=gate)
     # The models load on a thread while the rest of the web stack is imported here.
     names = [spec.name for spec in config.models if spec.preload]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
-from herder.serve.keys_store import Key, Period, transaction
+from herder.serve.database import transaction
+from herder.serve.keys_store import Key, Period
 
 if TYPE_CHECKING:
     from herder.serve.gate import Usage
