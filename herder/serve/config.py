@@ -44,7 +44,8 @@ class Limits:
     """`[limits]`. body: bytes of a request. depth: of nested JSON. queue: requests that may wait, per model, beyond
     those that run. choices: answers to one request (n times its prompts). body_seconds: to receive a body. deadline:
     seconds after which any answer ends, 0 for none. drain: seconds that streams may go on after SIGTERM. keep_alive:
-    seconds of silence in a stream before a comment is sent. image_pixels is the decoder's own bound."""
+    seconds of silence in a stream before a comment is sent. image_pixels is the decoder's own bound. responses,
+    responses_bytes: the most that are stored; responses_days: after which a conversation that rests is forgotten."""
 
     body: int = 32 * 2**20
     depth: int = 64
@@ -54,6 +55,9 @@ class Limits:
     deadline: float = 0.0
     drain: float = 30.0
     keep_alive: float = 15.0
+    responses: int = 100_000
+    responses_bytes: int = 4 * GiB
+    responses_days: float = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,10 +163,10 @@ def check_config(config: Config) -> None:
     if (config.tls_certificate is None) != (config.tls_key is None):
         missing = "tls_key" if config.tls_key is None else "tls_certificate"
         raise UsageError(f"{missing} is missing: TLS needs the certificate and its key")
-    for name, least in (("body", 1024), ("depth", 4), ("queue", 0), ("choices", 1)):
+    for name, least in (("body", 1024), ("depth", 4), ("queue", 0), ("choices", 1), ("responses", 1)):
         if getattr(config.limits, name) < least:
             raise UsageError(f"limits.{name} is {getattr(config.limits, name)}: must be {least} or more")
-    for name in ("body_seconds", "keep_alive"):
+    for name in ("body_seconds", "keep_alive", "responses_days"):
         if not getattr(config.limits, name) > 0:
             raise UsageError(f"limits.{name} is {getattr(config.limits, name)}: must be above 0")
     if config.parallel < 1:

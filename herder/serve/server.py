@@ -40,7 +40,7 @@ class Server:
     loaded, and recorded as used;
     `server.reply(request, wanted, answer, stream)` is the response to a request for text, streamed or not;
     `server.models` loads and unloads, `server.catalogue` describes; `server.principal(request)` is who asks.
-    `server.extra` holds what modules keep between requests (the store of responses).
+    `server.extra` holds what modules keep between requests (the store of responses); it is closed with the server.
     """
 
     def __init__(
@@ -60,15 +60,20 @@ class Server:
         self.log = log or Log(requests=False)
         self.extra: dict[str, Any] = {}
         self.draining = False
+        self._closed = False
         self._seconds = 1.0  # how long a request takes, a moving mean
 
     def principal(self, request: Request) -> Principal:
         return exchanges.of(request.scope).principal
 
     async def close(self) -> None:
-        """Unloads the models and writes what the gate has left."""
-        await self.models.close()
-        await self.gate.close()
+        """Unloads the models, writes what the gate has left, and closes what modules keep."""
+        if not self._closed:
+            self._closed = True
+            await self.models.close()
+            await self.gate.close()
+        for kept in self.extra.values():
+            await kept.close()
 
     async def call(self, request: Request) -> Call:
         """Reads the request. Raises Refusal."""

@@ -15,9 +15,6 @@ from typing import Any, TypeVar
 from herder.core.errors import StorageError, UsageError
 from herder.serve.database import Kind, connect, transaction
 
-DAYS = 30.0
-MAX_RESPONSES = 100_000
-MAX_BYTES = 4 * 2**30
 MAX_CHAIN = 4096  # responses of one conversation that are read back
 MAX_HISTORY = 64 * 2**20  # bytes of items that are read back
 PURGE = 60.0  # seconds between two looks for what has expired
@@ -107,9 +104,9 @@ class ResponseStore:
         self,
         path: str | Path,
         *,
-        days: float = DAYS,
-        responses: int = MAX_RESPONSES,
-        bytes: int = MAX_BYTES,
+        days: float = 30.0,
+        responses: int = 100_000,
+        bytes: int = 4 * 2**30,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.path = Path(path)

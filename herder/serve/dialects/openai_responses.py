@@ -39,7 +39,10 @@ def store_of(server: Server) -> ResponseStore:
     store = server.extra.get(STORE)
     if store is None:
         path = server.config.responses or machine.state_home() / "responses.sqlite3"
-        store = server.extra[STORE] = ResponseStore(path)
+        limits = server.config.limits
+        store = server.extra[STORE] = ResponseStore(
+            path, days=limits.responses_days, responses=limits.responses, bytes=limits.responses_bytes
+        )
     assert isinstance(store, ResponseStore)
     return store
 
