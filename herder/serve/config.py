@@ -194,6 +194,7 @@ def _table(kind: type[T], values: Any, path: str, leave: tuple[str, ...] = ()) -
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_BYTES = ("memory", "kv_memory", "body")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GiB, "TiB": 2**40}
 
 
@@ -208,7 +209,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
             raise UsageError(f"{path} is {value!r}: must be a list of texts")
         return tuple(value)
-    if hint is int and isinstance(value, str):
+    if isinstance(value, str) and path.rpartition(".")[2] in _BYTES:
         return byte_count(value, path)
     if hint is float and type(value) is int:
         value = float(value)

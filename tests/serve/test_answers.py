@@ -195,7 +195,7 @@ class Stuck(FakeExecutor):
 
 def test_a_deadline_before_the_first_token_is_an_error() -> None:
     async def test(llm: LLM) -> None:
-        with pytest.raises(Refusal, match="deadline of 0.05 s") as caught:
+        with pytest.raises(Refusal, match=r"deadline of 0\.05 s") as caught:
             await collected(llm, text("hello", deadline=0.05))
         assert caught.value.problem.kind == "timeout"
 

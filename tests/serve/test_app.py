@@ -255,7 +255,7 @@ def test_an_error_within_a_stream_is_part_of_it() -> None:
         assert answer.status_code == 200
         assert events(answer)[-1]["error"]["type"]
 
-    run(test, executor=FakeExecutor(LIMITS, dim=CONFIG.dim, fail=fail))
+    run(test, executor=Slow(LIMITS, dim=CONFIG.dim, fail=fail))
 
 
 class Counting(Open):
@@ -312,7 +312,7 @@ def test_metrics_have_vllms_names() -> None:
             f"vllm:generation_tokens_total{{{labels}}} 8.0",
             f"vllm:time_to_first_token_seconds_count{{{labels}}} 1.0",
             f"vllm:e2e_request_latency_seconds_count{{{labels}}} 1.0",
-            f'vllm:request_success_total{{engine="0",finished_reason="length",key="",model_name="tiny"}} 1.0',
+            'vllm:request_success_total{engine="0",finished_reason="length",key="",model_name="tiny"} 1.0',
             'vllm:num_requests_running{engine="0",model_name="tiny"} 0.0',
             'herder_model_loaded{engine="0",model_name="tiny"} 1.0',
             f'herder_http_requests_total{{key="",method="POST",path="{CHAT}",status="200"}} 1.0',
