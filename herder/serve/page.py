@@ -5,13 +5,18 @@ from __future__ import annotations
 import functools
 import gzip
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
+
+from herder.serve import exchange as exchanges
+from herder.serve.dialect import Dialect
+from herder.serve.openapi import describe
 
 STATIC = Path(__file__).parent / "web" / "static"  # web/build.mjs writes it
 
@@ -73,14 +78,34 @@ def static_files() -> Mapping[str, StaticFile]:
     return found
 
 
-def page_routes() -> list[BaseRoute]:
-    """Routes of the page: they need no key, for they hold nothing but the program."""
+def page_routes(dialects: Sequence[Dialect]) -> list[BaseRoute]:
+    """Routes of the page: they need no key, for they hold nothing but the program and the API's description."""
     paths = [*PAGES, "/favicon.svg", "/licences.txt", "/assets/{name}"]
-    return [Route(path, _file, methods=["GET"]) for path in paths]
+    description = functools.cache(lambda: describe(dialects, _version()))
+
+    async def openapi(request: Request) -> Response:
+        _count(request, "/openapi.json")
+        return JSONResponse(description())
+
+    return [*(Route(path, _file, methods=["GET"]) for path in paths), Route("/openapi.json", openapi, methods=["GET"])]
+
+
+def _version() -> str:
+    try:
+        return version("herder")
+    except PackageNotFoundError:
+        return "0"  # run from its source tree
+
+
+def _count(request: Request, path: str) -> None:
+    """Under which path the server's metrics have this request."""
+    if "herder.exchange" in request.scope:
+        exchanges.of(request.scope).path = path
 
 
 async def _file(request: Request) -> Response:
     path = request.url.path
+    _count(request, "/assets/{name}" if path.startswith("/assets/") else path)
     file = static_files().get("/" + PAGES.get(path, path[1:]))
     if file is None:
         return PlainTextResponse("there is no such file\n", 404, HEADERS)

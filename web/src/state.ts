@@ -170,10 +170,10 @@ export function openCalls(conversation: Conversation): string[] {
   return (turns[caller]?.calls ?? []).map((call) => call.id).filter((id) => !answered.has(id));
 }
 
-/** Another answer in place of `turn`. */
-export function regenerate(turn: Turn): void {
+/** Another answer in place of `turn`. forget: the model may leave out the oldest part of what was said. */
+export function regenerate(turn: Turn, forget = false): void {
   const conversation = { ...current.value!, head: turn.parent };
-  void reply(conversation);
+  void reply(conversation, forget);
 }
 
 export function showAlternative(turn: Turn, step: number): void {
@@ -186,7 +186,7 @@ export function stop(): void {
   answering.value?.abort.abort();
 }
 
-async function reply(conversation: Conversation): Promise<void> {
+async function reply(conversation: Conversation, forget = false): Promise<void> {
   const { id } = conversation;
   running.value.get(id)?.abort.abort();
   const abort = new AbortController();
@@ -200,12 +200,20 @@ async function reply(conversation: Conversation): Promise<void> {
   const began = performance.now();
   let first = 0;
   let timer = 0;
+  let kept = began;
   const shown = (): void => {
     timer = 0;
     turn.value = answer;
+    const soFar = conversations.value.get(id);
+    if (soFar && performance.now() - kept > 1000) {
+      // For a page that is closed before the answer ends.
+      kept = performance.now();
+      void database.write(withTurn(soFar, { ...answer, finish: "stopped" }), false);
+    }
   };
   try {
-    const body = api.requestBody(conversation.model, conversation.system, branch(conversation), conversation.settings);
+    const settings = { ...conversation.settings, ...(forget ? { truncate_prompt_tokens: -1 } : {}) };
+    const body = api.requestBody(conversation.model, conversation.system, branch(conversation), settings);
     for await (const piece of api.answer(body, abort.signal)) {
       if (!first && (piece.text || piece.reasoning || piece.calls)) first = performance.now();
       answer = extended(answer, piece);
@@ -220,7 +228,7 @@ async function reply(conversation: Conversation): Promise<void> {
     if (answer.failure?.kind === "key") asksForKey.value = true;
   }
   clearTimeout(timer);
-  shown();
+  turn.value = answer;
   if (running.value.get(id) === mine) {
     const left = new Map(running.value);
     left.delete(id);

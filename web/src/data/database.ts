@@ -28,9 +28,9 @@ async function transaction<T>(mode: IDBTransactionMode, work: (store: IDBObjectS
 
 export const readAll = (): Promise<Conversation[]> => transaction("readonly", (store) => store.getAll());
 
-export async function write(conversation: Conversation): Promise<void> {
+export async function write(conversation: Conversation, tell = true): Promise<void> {
   await transaction("readwrite", (store) => store.put(conversation));
-  channel?.postMessage("changed");
+  if (tell) channel?.postMessage("changed");
 }
 
 export async function remove(id: string): Promise<void> {

@@ -36,6 +36,8 @@ export function App() {
     narrow.addEventListener("change", width);
     if (matchMedia("(pointer: fine)").matches) focusComposer();
   }, []);
+  const title = current.value?.title;
+  useEffect(() => void (document.title = title ? `${title} · Herder` : "Herder"), [title]);
   const covered = narrow.matches && (sidebarOpen.value || settingsOpen.value);
   return (
     <div class="app">
@@ -75,7 +77,7 @@ function Header() {
         onClick={() => (sidebarOpen.value = !sidebarOpen.value)}
       />
       <ModelPicker />
-      <h1 class="title">{current.value?.title ?? ""}</h1>
+      <h1 class="title">{current.value?.title ?? "New chat"}</h1>
       <IconButton
         icon="sliders"
         label="Settings"

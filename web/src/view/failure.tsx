@@ -41,9 +41,14 @@ export function FailureNote({ turn, last }: { turn: Turn; last: boolean }) {
             </button>
           )}
           {kind === "context" && (
-            <button type="button" class="button" onClick={begin}>
-              New chat
-            </button>
+            <>
+              <button type="button" class="button" onClick={begin}>
+                New chat
+              </button>
+              <button type="button" class="button" onClick={() => regenerate(turn, true)}>
+                Answer without the oldest part
+              </button>
+            </>
           )}
           <button
             type="button"

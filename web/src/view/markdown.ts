@@ -118,7 +118,7 @@ export function highlight(code: HTMLElement, language: string): void {
 /** Copies the code beside a pressed copy button. */
 export function copyCode(event: Event): void {
   const button = (event.target as Element).closest<HTMLElement>("[data-copy]");
-  const text = button?.closest(".code")?.querySelector("pre")?.textContent;
+  const text = button?.closest(".code")?.querySelector("pre")?.textContent?.replace(/\n$/, "");
   if (button && text) void copy(text).then((done) => flash(button, done ? "Copied" : "Not allowed"));
 }
 

@@ -19,7 +19,7 @@ export function Talk() {
   const live = answering.value?.turn;
 
   const toEnd = (): void => {
-    scroller.current!.scrollTop = scroller.current!.scrollHeight;
+    scroller.current?.scrollTo(0, scroller.current.scrollHeight);
   };
   // A new message is always shown; while an answer grows, the view follows unless the reader has scrolled away.
   useLayoutEffect(() => {
