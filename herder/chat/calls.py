@@ -26,6 +26,7 @@ BUILTIN_TOOLS = ("brave_search", "wolfram_alpha")
 CODE_INTERPRETER = "code_interpreter"
 MAX_PYTHON = 1 << 16  # characters of a Python list: Python's own parser takes time and stack for more
 
+_CONSTANTS = {"true": True, "false": False, "null": None}
 _BUILTIN = re.compile(r'(\w+)\.call\((\w+)="((?:[^"\\]|\\.)*)"\)')
 _TAG = re.compile(r"<function=([^<>{}\s]+)>\s*(?=\{)")
 _HERMES = re.compile(r"<tool_call>\s*(?=\{)")
@@ -131,7 +132,7 @@ def _marked(
         rest.append(text[at : match.start()])
         at = close.end()
     rest.append(text[at:])
-    return Found(tuple(calls), "".join(rest).strip()) if calls else None
+    return Found(tuple(calls), "".join(rest).rstrip()) if calls else None
 
 
 # python --------------------------------------------------------------------------------------------------------------
@@ -188,8 +189,20 @@ def _from_ast(node: Any) -> ToolCall:
     for keyword in node.keywords:
         if keyword.arg is None or keyword.arg in arguments:
             raise ValueError("not a plain keyword")
-        arguments[keyword.arg] = json.loads(json.dumps(ast.literal_eval(keyword.value), allow_nan=False))
+        value = ast.literal_eval(_with_constants(keyword.value))
+        arguments[keyword.arg] = json.loads(json.dumps(value, allow_nan=False))
     return ToolCall(".".join([function.id, *reversed(names)]), arguments)
+
+
+def _with_constants(value: Any) -> Any:
+    """true, false and null mean what they mean in JSON, which models mix up with Python."""
+    import ast
+
+    class Constants(ast.NodeTransformer):
+        def visit_Name(self, node: ast.Name) -> ast.AST:
+            return ast.Constant(_CONSTANTS[node.id]) if node.id in _CONSTANTS else node
+
+    return Constants().visit(value)
 
 
 # builtin -------------------------------------------------------------------------------------------------------------

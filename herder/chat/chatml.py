@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from herder.chat.format import Control, Prompt, Segment, Text, refuse_images, refuse_options, refuse_reasoning
+from herder.chat.format import Control, Prompt, Reading, Segment, Text, refuse_images, refuse_options, refuse_reasoning
 from herder.chat.message import Message, Tool
 from herder.core.errors import UnsupportedModel, UsageError
 from herder.text.tokenizer import Tokenizer
@@ -95,6 +95,10 @@ class ChatMLFormat:
         if add_generation_prompt:
             segments += [Control(self._start, START), Text("assistant\n")]
         return Prompt(tuple(segments))
+
+    @property
+    def reading(self) -> Reading:
+        return Reading()
 
     def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
         """The answer as it is: the format knows no tool calls."""

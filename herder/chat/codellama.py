@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from herder.chat.format import Control, Prompt, Segment, Text, refuse_options
+from herder.chat.format import Control, Prompt, Reading, Segment, Text, refuse_options
 from herder.chat.message import Message, Tool
 from herder.chat.turns import in_turns, refuse_answered, refuse_tags, refuse_tools
 from herder.core.errors import UnsupportedModel
@@ -71,6 +71,10 @@ class CodeLlama70BFormat:
         if add_generation_prompt:
             segments += [Text(" Source: assistant\nDestination: user", space=True), Text("\n\n ", space=True)]
         return Prompt(tuple(segments))
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(stripped=True)
 
     def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
         """The answer without the spaces around it: it stands between a space and " <step>"."""

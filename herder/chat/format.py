@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from herder.chat.message import ImagePart, Message, Tool
 from herder.core.errors import UsageError
@@ -146,6 +146,75 @@ class ChatFormat(Protocol):
         (JSON, a Python list) counts when its name is allowed; one that a control token introduces always counts.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class CallStyle:
+    """How a model is to spell calls in its answers.
+
+    notation: json, tag, python or hermes of chat/calls.py, or list: a JSON list of {"name", "arguments"}.
+    opening, closing: control tokens around the calls (hermes: around each). optional: the calls also count without
+    them. builtin: between them may also stand a built-in tool's call, or code.
+    """
+
+    notation: Literal["json", "tag", "python", "hermes", "list"]
+    opening: int | None = None
+    closing: int | None = None
+    optional: bool = False
+    builtin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What parse() makes of an answer's text, as far as it can be known before the answer's end (chat/streaming.py).
+
+    whole: notations of calls that an answer may be in from its beginning to its end: json, python, builtin. marked:
+    those whose calls stand among text: tag, hermes. tokens: control tokens behind which calls stand. spelled: control
+    tokens are part of the text. stripped: the white space around the text is not.
+    """
+
+    whole: frozenset[str] = frozenset()
+    marked: tuple[str, ...] = ()
+    tokens: frozenset[int] = frozenset()
+    spelled: bool = False
+    stripped: bool = False
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A chat format whose answers can be read while they come; those of others are read at their end."""
+
+    @property
+    def reading(self) -> Reading: ...
+
+
+@runtime_checkable
+class Calling(Protocol):
+    """A chat format whose model can call tools."""
+
+    def call_style(self, **options: Any) -> CallStyle | None:
+        """How, in a conversation rendered with these options; None where nobody knows."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Thoughts:
+    """How a model's thoughts stand before its answer: between two texts, which may be control tokens (ids). prefilled:
+    the prompt has opened them."""
+
+    open: str
+    close: str
+    open_id: int | None
+    close_id: int | None
+    prefilled: bool
+
+
+@runtime_checkable
+class Thinking(Protocol):
+    """A chat format whose model thinks before it answers."""
+
+    @property
+    def thoughts(self) -> Thoughts: ...
 
 
 def refuse_options(options: dict[str, Any], known: Sequence[str], name: str) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from herder.chat.format import Control, Prompt, Segment, Text, refuse_options
+from herder.chat.format import Control, Prompt, Reading, Segment, Text, refuse_options
 from herder.chat.message import Message, Tool
 from herder.chat.turns import in_turns, refuse_answered, refuse_tags, refuse_tools
 from herder.core.errors import UnsupportedModel
@@ -63,6 +63,10 @@ class Llama2Format:
             segments.append(Text(whole, ((len(asked), len(whole)),), space=True))
             segments.append(Control(self._eos, self._tokenizer.token(self._eos), learn=True))
         return Prompt(tuple(segments))
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(stripped=True)
 
     def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
         """The answer without the spaces around it: it stands between "[/INST] " and " </s>"."""

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 from herder.chat import calls
-from herder.chat.format import Control, Prompt, Segment, Text, refuse_options, refuse_reasoning
+from herder.chat.format import CallStyle, Control, Prompt, Reading, Segment, Text, refuse_options, refuse_reasoning
 from herder.chat.message import ImagePart, Message, Tool, ToolCall
 from herder.core.errors import UnsupportedModel, UsageError
 from herder.text.tokenizer import Tokenizer
@@ -175,6 +175,23 @@ class Llama3Format:
         return Control(self._ids[spelling], spelling, learn)
 
     # Parsing -------------------------------------------------------------------------------------------------------
+    def call_style(self, **options: Any) -> CallStyle | None:
+        """Behind <|python_tag|> or not; code and built-in tools only where the conversation turned them on."""
+        closing = None if self.python[1] is None else self._ids.get(self.python[1])
+        return CallStyle(
+            options.get("tool_notation", self.notation),
+            self._ids.get(self.python[0]),
+            closing,
+            optional=True,
+            builtin=options.get("builtin_tools") is not None,
+        )
+
+    @property
+    def reading(self) -> Reading:
+        tag = self._ids.get(self.python[0])
+        tokens = frozenset(() if tag is None else (tag,))
+        return Reading(frozenset({"json", "python", "builtin"}), ("tag",), tokens)
+
     def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
         """All calls, in any of the notations. Behind <|python_tag|> what is no call in any notation is Python code for
         the code interpreter."""

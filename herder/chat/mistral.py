@@ -20,7 +20,17 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from herder.chat import calls
-from herder.chat.format import Control, Prompt, Segment, Text, refuse_images, refuse_options, refuse_reasoning
+from herder.chat.format import (
+    CallStyle,
+    Control,
+    Prompt,
+    Reading,
+    Segment,
+    Text,
+    refuse_images,
+    refuse_options,
+    refuse_reasoning,
+)
 from herder.chat.message import Message, Tool
 from herder.chat.turns import in_turns, refuse_answered, refuse_tags, refuse_tools
 from herder.core.errors import UnsupportedModel, UsageError
@@ -166,6 +176,13 @@ class MistralFormat:
         return Control(token, self._tokenizer.token(token), learn)
 
     # Parsing -------------------------------------------------------------------------------------------------------
+    def call_style(self, **options: Any) -> CallStyle | None:
+        return None if self.version == "v1" else CallStyle("list", self._ids["[TOOL_CALLS]"])
+
+    @property
+    def reading(self) -> Reading:
+        return Reading() if self.version == "v1" else Reading(tokens=frozenset({self._ids["[TOOL_CALLS]"]}))
+
     def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
         """The calls behind [TOOL_CALLS], whatever their names; where there is none, the text as it is."""
         mark = "[TOOL_CALLS]"

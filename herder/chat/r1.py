@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from herder.chat.format import Control, Prompt, Segment, Text, refuse_images, refuse_options
+from herder.chat.format import Control, Prompt, Segment, Text, Thoughts, refuse_images, refuse_options
 from herder.chat.message import Message, Tool
 from herder.chat.turns import refuse_tools
 from herder.core.errors import UnsupportedModel, UsageError
@@ -73,6 +73,10 @@ class R1Format:
 
     def _control(self, token: int, learn: bool = False) -> Control:
         return Control(token, self._tokenizer.token(token), learn)
+
+    @property
+    def thoughts(self) -> Thoughts:
+        return Thoughts(OPEN, CLOSE, self._ids.get(OPEN), self._ids.get(CLOSE), self.prefill)
 
     def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
         """The answer, with what stands before </think> as its reasoning; without white space where the two met.

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from jinja2 import nodes
 
 from herder.chat import calls
-from herder.chat.format import Control, Prompt, Segment, refuse_reasoning
+from herder.chat.format import CallStyle, Control, Prompt, Reading, Segment, refuse_reasoning
 from herder.chat.message import ImagePart, Message, Tool, check_json
 from herder.chat.meter import Meter
 from herder.chat.provenance import Marks, Span
@@ -135,6 +135,28 @@ class JinjaFormat:
         return begin, len(after)
 
     # Parsing -------------------------------------------------------------------------------------------------------
+    def call_style(self, **options: Any) -> CallStyle | None:
+        """The first notation that the template mentions; None where it mentions none that is known."""
+        control = self._tokenizer.control_tokens()
+        if "[TOOL_CALLS]" in control and calls.read_json in self._readers:
+            return CallStyle("list", control["[TOOL_CALLS]"])
+        if not self._readers:
+            return None
+        if self._readers[0] is calls.read_hermes:
+            return CallStyle("hermes", control.get("<tool_call>"), control.get("</tool_call>"))
+        return CallStyle("tag" if self._readers[0] is calls.read_tag else "json")
+
+    @property
+    def reading(self) -> Reading:
+        control = self._tokenizer.control_tokens()
+        names = {calls.read_tag: "tag", calls.read_hermes: "hermes"}
+        return Reading(
+            frozenset({"json"} if calls.read_json in self._readers else ()),
+            tuple(names[reader] for reader in self._readers if reader in names),
+            frozenset({control["[TOOL_CALLS]"]} if "[TOOL_CALLS]" in control else ()),
+            spelled="<tool_call>" in control,
+        )
+
     def parse(self, answer: Sequence[int] | str, *, tools: Iterable[str] | None = None) -> Message:
         """Tool calls are looked for in the notations that the template itself mentions."""
         if isinstance(answer, str):

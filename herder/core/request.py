@@ -134,10 +134,6 @@ class Grammar(Protocol):
         """Another one at the same place, for another request."""
         ...
 
-    def copy(self) -> Grammar:
-        """Another one at the same place, for another request."""
-        ...
-
     @property
     def complete(self) -> bool:
         """Whether the output is whole and nothing can follow."""

@@ -34,7 +34,8 @@ _OPTIONS = '%llguidance {"no_forcing": true}\n'
 
 @dataclass(frozen=True, slots=True)
 class Composite:
-    """A grammar in Lark, in which @name stands for the constraint of that name: calls of tools and the like."""
+    """A grammar in Lark, in which @name stands for the constraint of that name: calls of tools and the like. The rule
+    `begin`, which need not be written, stands where the answer's text begins (see Grammars.compile)."""
 
     lark: str
     parts: Mapping[str, Constraint]
@@ -184,15 +185,12 @@ def _source(constraint: Constraint | Composite, spaced: bool) -> str:
         import llguidance  # noqa: F401
     except ImportError:
         raise UsageError("a constraint on the answer needs llguidance: pip install 'herder[serve]'") from None
-    begin = "start: " + ('" " @answer' if spaced else "@answer")
+    begin = '" "' if spaced else '""'
     if isinstance(constraint, Composite):
-        parts = dict(constraint.parts)
-        grammars: list[dict[str, Any]] = [{"lark_grammar": _OPTIONS + begin}, {"lark_grammar": constraint.lark}]
+        grammars: list[dict[str, Any]] = [{"lark_grammar": f"{_OPTIONS}{constraint.lark}\nbegin: {begin}\n"}]
+        grammars += [_grammar(part) | {"name": name} for name, part in constraint.parts.items()]
     else:
-        parts = {}
-        grammars = [{"lark_grammar": _OPTIONS + begin}, _grammar(constraint)]
-    grammars[1]["name"] = "answer"
-    grammars += [_grammar(part) | {"name": name} for name, part in parts.items()]
+        grammars = [{"lark_grammar": f"{_OPTIONS}start: {begin} @answer\n"}, _grammar(constraint) | {"name": "answer"}]
     source = json.dumps({"grammars": grammars})
     if len(source) > MAX_SOURCE:
         raise UsageError(f"the constraint has {len(source)} characters: at most {MAX_SOURCE} are compiled")
