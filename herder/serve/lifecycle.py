@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel
+from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel, UsageError
 from herder.core.sizes import bytes_text
 from herder.serve.config import Config
 from herder.serve.health import probe
@@ -80,7 +80,7 @@ def described(config: Config) -> list[str]:
         if found is None:
             if not spec.pull or config.offline:
                 raise ModelNotFound(
-                    f"{spec.source}, served as {spec.name}, is not on this machine: `herder pull {spec.source}` fetches it"
+                    f"{spec.name} ({spec.source}) is not on this machine: `herder pull {spec.source}` fetches it"
                 )
             lines.append(f"{spec.name}{names}: to be fetched, {when}")
             continue
@@ -156,10 +156,6 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
                 await running
                 raise
         await running
-    except SystemExit:  # uvicorn's way to say that it could not listen; its own log has said why
-        raise StorageError(
-            f"{config.url} cannot be listened on: is another server there? choose another --port"
-        ) from None
     finally:
         preloading.cancel()
         await server.close()
@@ -196,6 +192,13 @@ def web_server(config: Config, app: Any) -> uvicorn.Server:
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield
+
+        async def startup(self, sockets: Any = None) -> None:
+            try:
+                await super().startup(sockets)
+            except SystemExit:  # uvicorn's way to say that it could not listen
+                message = f"{config.url} cannot be listened on: is another server there? choose another --port"
+                raise UsageError(message) from None
 
     return Quiet(
         uvicorn.Config(

@@ -101,7 +101,7 @@ def test_the_idle_one_used_longest_ago_goes_first() -> None:
         await touch(models, "a")
         assert loaded(models) == {"a", "b"}
         async with models.use("a"):
-            with pytest.raises(Refusal, match="while a .* in use") as caught:
+            with pytest.raises(Refusal, match=r"while a .* in use") as caught:
                 await touch(models, "c")
             assert caught.value.problem.kind == "unavailable" and caught.value.problem.retry_after
             assert loaded(models) == {"a", "b"}, "nothing is unloaded in vain"
