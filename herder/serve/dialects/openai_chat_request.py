@@ -69,7 +69,7 @@ _FIELDS: tuple[Field, ...] = (
     supported("tools[].function.name"),
     supported("tools[].function.description"),
     supported("tools[].function.parameters", "a JSON Schema"),
-    supported("tools[].function.strict"),
+    supported("tools[].function.strict", "false: any object may come; otherwise the arguments follow the parameters"),
     refused("tools[].custom", "only functions are called"),
     supported("tool_choice", "none, auto, required, a function or allowed_tools"),
     supported("tool_choice.type"),
