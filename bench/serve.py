@@ -127,7 +127,7 @@ def page(rounds: dict[str, list[dict[str, Any]]], names: dict[str, Load], model:
         "# Serving",
         "",
         f"Made by `bench/serve.py` on {datetime.date.today().isoformat()}: {cpu_name()}, {os.cpu_count()} cores, "
-        f"which run the clients too. {model.name}; medians of {count} interleaved rounds, each on a server just started; "
+        f"which run the clients too. {model.name}; medians of {count} interleaved rounds, each on a fresh server; "
         f"answers of up to {ANSWER} tokens, sampled at 0.7 and streamed. *ttft*: from sending the request to the first "
         "piece of the answer. *gap*: between two pieces.",
     ]
