@@ -1,0 +1,26 @@
+"""Bodies that a stranger might send, made up by hypothesis: a table's own field names around any JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+from herder.serve.fields import Table
+
+
+def bodies(table: Table, *words: str, **least: Any) -> st.SearchStrategy[dict[str, Any]]:
+    """words: values that are likely to mean something. least: fields that are there unless something else is."""
+    known = (*table.fields, *table.extensions)
+    names = sorted({part.strip("[]{}") for field in known for part in field.name.split(".")})
+    leaves = st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5), st.sampled_from(words)
+    )
+    keys = st.sampled_from(names) | st.text(max_size=5)
+
+    def larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        return st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4)
+
+    values = st.recursive(leaves, larger, max_leaves=12)
+    top = sorted(table.level(""))
+    return st.dictionaries(st.sampled_from(top), values, max_size=5).map(lambda body: {**least, **body})
