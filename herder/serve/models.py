@@ -85,7 +85,7 @@ class Models:
         self._budget, self._idle = budget, idle
         self._changed = changed  # told "loaded", "unloaded" and "failed"
         self._turn = asyncio.Lock()  # one load or unload at a time, so that the sums are true
-        self._unloading: set[asyncio.Task[None]] = set()
+        self._unloading: set[asyncio.Task[bool]] = set()
         self._closed = False
         for spec in specs:
             self.add(spec)
@@ -228,6 +228,7 @@ class Models:
         if served.users or served.llm is None:
             return False
         llm, served.llm = served.llm, None
+        served.keep = None  # who loads it next may say otherwise
         await asyncio.to_thread(llm.close)
         self._changed("unloaded", served)
         return True
@@ -247,8 +248,8 @@ class Models:
     def _expire(self, served: Served) -> None:
         served.timer = None
         task = asyncio.create_task(self.unload(served.name))
-        self._unloading.add(task)  # type: ignore[arg-type]
-        task.add_done_callback(self._unloading.discard)  # type: ignore[arg-type]
+        self._unloading.add(task)
+        task.add_done_callback(self._unloading.discard)
 
 
 # On this machine -----------------------------------------------------------------------------------------------------

@@ -83,21 +83,23 @@ def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None
             message = f"tool_choice names {choice.function[:100]!r}, which is not among the tools"
             raise FieldError(message, "tool_choice")
         choice = "required"
-    if not tools and choice != "required":
-        return request.constraint, False
+    free = not tools and choice != "required"
+    if free and request.constraint is None:
+        return None, False
     from herder.chat.tool_grammar import answer_form
 
     chat_format = llm.chat_format
     form = answer_form(
         chat_format,
         tools,
-        choice=choice,
+        choice=None if free else choice,
         parallel=request.parallel_tool_calls,
         content=request.constraint,
         options=request.format_options,
     )
-    style = chat_format.call_style(**request.format_options) if isinstance(chat_format, Calling) else None
-    return form, choice != "none" and style is not None
+    calling: object = chat_format
+    style = calling.call_style(**request.format_options) if isinstance(calling, Calling) else None
+    return form, not free and choice != "none" and style is not None
 
 
 def _rendered(llm: LLM, request: ChatRequest, messages: Sequence[Message]) -> tuple[tuple[int, ...], tuple[Image, ...]]:

@@ -72,8 +72,8 @@ class Server:
             self._closed = True
             await self.models.close()
             await self.gate.close()
-        for kept in self.extra.values():
-            await kept.close()
+            for kept in self.extra.values():
+                await kept.close()
 
     async def call(self, request: Request) -> Call:
         """Reads the request. Raises Refusal."""

@@ -12,6 +12,7 @@ from herder.serve.reply import encoded, head
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from herder.serve.exchange import Exchange
     from herder.serve.server import Server
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -51,7 +52,7 @@ class Surroundings:
         if origin is not None and allowed and self._origins:
             extra += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
             extra.append((b"access-control-expose-headers", b"x-request-id, x-herder-ignored-fields, retry-after"))
-        exchange = None
+        exchange: Exchange | None = None
 
         async def surrounded(message: Any) -> None:
             if message["type"] == "http.response.start":
