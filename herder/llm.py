@@ -321,12 +321,26 @@ class LLM:
         functions = read_tools(tools)
         tokens, images = self.render(messages, functions, options.get("format_options"))
         request, stops = self.request(tokens, options, self.chat_sampling, images)
-        request = self.constrained(request, constraint(options))
+        request = self.constrained(request, self._form(functions, options))
         names = [function.name for function in functions]
         text = TextStream(self.tokenizer, stop=stops)
         chat_format = self.chat_format
         assert chat_format is not None  # render() would have refused
         return request, Assembly(text, self.tokenizer.token, lambda answer: chat_format.parse(answer, tools=names))
+
+    def _form(self, tools: Sequence[Tool], options: Options) -> Constraint | Composite | None:
+        """What the options of a chat say that its answer must be."""
+        from herder.chat.tool_grammar import answer_form, chosen
+
+        callable_, choice = chosen(tools, options.get("tool_choice"))
+        return answer_form(
+            self.chat_format,
+            callable_,
+            choice=choice,
+            parallel=options.get("parallel_tool_calls", True),
+            content=constraint(options),
+            options=options.get("format_options"),
+        )
 
     def constrained(self, request: Request, form: Constraint | Composite | None, *, start: bool = True) -> Request:
         """The request, held to `form` (None: to nothing). start: the answer is a text of its own, as in a chat, and

@@ -22,8 +22,8 @@ class Options(TypedDict, total=False):
     llguidance's kind of Lark. The answer ends where it is whole; max_tokens and stop may still cut it off.
 
     Of a chat alone: format_options: what the model's format takes by name (date, builtin_tools, ...: docs/chat.md).
-    tool_choice: "auto": a text or calls, whose arguments follow their tool's schema; "required": calls; {"function":
-    NAME} or NAME of a tool: a call of this one; "none": no calls; None (the default): whatever the model writes.
+    tool_choice: "auto": a text or calls, whose arguments follow their tool's schema; "required": calls alone; a tool's
+    name: calls of this one; "none": no calls; None (the default): whatever the model writes.
     parallel_tool_calls: False: one call at most, where tool_choice says anything.
     """
 
@@ -38,7 +38,7 @@ class Options(TypedDict, total=False):
     choice: Sequence[str]
     grammar: str
     format_options: Mapping[str, Any]
-    tool_choice: Literal["auto", "required", "none"] | str | None
+    tool_choice: str | None
     parallel_tool_calls: bool
     temperature: float
     top_k: int

@@ -69,6 +69,18 @@ def answer_form(
     return _Builder(style, tools, choice == "auto", parallel, content).form()
 
 
+def chosen(tools: Sequence[Tool], choice: str | None) -> tuple[Sequence[Tool], Choice | None]:
+    """The tools that may be called, and how: a tool's name stands for that tool alone, which is required."""
+    match choice:
+        case None | "auto" | "required" | "none":
+            return tools, choice
+        case _:
+            named = [tool for tool in tools if tool.name == choice]
+            if not named:
+                raise UsageError(f"tool_choice is {choice!r}: expected auto, required, none or the name of a tool")
+            return named, "required"
+
+
 def _after_thought(chat_format: object, content: Constraint | None) -> Form | None:
     """The content, after the thoughts of a model that thinks first."""
     if content is None or not isinstance(chat_format, Thinking):
