@@ -15,6 +15,7 @@ PNG, JPEG, WebP, GIF and BMP; of an animation, the first frame. What is decided 
 from __future__ import annotations
 
 import io
+import threading
 from typing import TYPE_CHECKING, Any
 
 from herder.core.errors import UnsupportedModel, UsageError
@@ -28,6 +29,7 @@ MAX_BYTES = 32 << 20
 MAX_PIXELS = 1 << 26  # 8192 x 8192; three bytes each, so 192 MiB decoded
 MAX_SIDE = 1 << 16
 
+_STRICT = threading.Lock()  # held while Pillow's switch for the whole process is ours
 _ORIENTATION = 0x0112
 # EXIF 2.32, 4.6.4 (A): where row 0 and column 0 of the stored picture are; and how to turn it upright.
 _TURNS = {
@@ -65,7 +67,7 @@ def read_rgb(data: bytes, where: str = "image") -> NDArray[np.uint8]:
         with library.open(io.BytesIO(data), formats=[name.upper() for name in FORMATS]) as image:
             if image.size != (width, height):
                 raise ValueError(f"two headers disagree: {width} x {height} and {image.size[0]} x {image.size[1]}")
-            image.load()
+            _load(image)
             if image.size != (width, height):  # a frame may reach beyond the picture that holds it
                 raise ValueError(f"a frame of {image.size[0]} x {image.size[1]} does not fit {width} x {height}")
             rgb = np.array(_rgb(image, library))
@@ -73,6 +75,19 @@ def read_rgb(data: bytes, where: str = "image") -> NDArray[np.uint8]:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UsageError(f"{where} is a damaged {header.format} file ({said}): send it again, whole") from None
     return rgb
+
+
+def _load(image: Any) -> None:
+    """Decodes it, and raises when the file ends early, whatever others in this process have told Pillow: some libraries
+    switch its check off, for all, when they are imported."""
+    from PIL import ImageFile
+
+    with _STRICT:
+        lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        try:
+            image.load()
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
 def _rgb(image: Any, library: Any) -> Any:

@@ -31,6 +31,8 @@ SIDE_FILES = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "quantize_config.json",
+    "quant_config.json",
     "params.json",
     "tekken.json",
 )

@@ -137,9 +137,9 @@ def _tensors(
     reader = HubTensors(config)
     tensors: list[TensorSource] = []
     taken: frozenset[str] = frozenset()
-    quantization = raw.get("quantization_config") or raw.get("compression_config")
+    said, quantization = _quantization(where, directory, raw)
     if quantization is not None:
-        made, taken = _quantized(where, quantization, raw, config, stored)
+        made, taken = _quantized(said, quantization, raw, config, stored)
         tensors += [reader.made(where, matrix) for matrix in made]
     for name, tensor in stored.items():
         if name not in taken:
@@ -165,6 +165,18 @@ def _stored(directory: Path, shards: list[SafeTensors], index: Mapping[str, str]
                 f"{directory / file} does not hold tensor {short(name)}, as the index says: get it again"
             )
     return stored
+
+
+def _quantization(where: str, directory: Path, raw: Mapping[str, Any]) -> tuple[str, Any]:
+    """Where it is said how the weights are quantized, and what is said there: in config.json, or in the file of their
+    own that the first releases of AutoGPTQ and AutoAWQ wrote, which names no method."""
+    said = raw.get("quantization_config") or raw.get("compression_config")
+    if said is not None:
+        return where, said
+    for name, method in (("quantize_config.json", "gptq"), ("quant_config.json", "awq")):
+        if (found := _json(directory / name)) is not None:
+            return str(directory / name), {"quant_method": method} | found
+    return where, None
 
 
 def _quantized(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from herder.chat.llama4 import Llama4Format
 from herder.chat.message import ImagePart, Message, ToolCall, read_tools
 from herder.core.errors import UnsupportedModel, UsageError
 from herder.text.tokenizer import Tokenizer
+from tests.oracle.torchvision_stand_in import meta_transforms
 from tests.text.texts import text
 
 TOOL = {"type": "function", "function": {"name": "f", "description": "dé", "parameters": {"type": "object"}}}
@@ -30,13 +29,11 @@ def chat(llama4: Tokenizer) -> Llama4Format:
 @pytest.fixture(scope="module")
 def meta() -> Any:
     """llama-models' encoder. It imports torchvision only to resize images, which is not what is compared here."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
-            patch.setitem(sys.modules, name, types.ModuleType(name))
-        sys.modules["torchvision.transforms"].functional = sys.modules["torchvision.transforms.functional"]  # type: ignore[attr-defined]
-        from llama_models.llama4.args import Size, VisionArgs
-        from llama_models.llama4.chat_format import ChatFormat
-        from llama_models.llama4.tokenizer import Tokenizer as MetaTokenizer
+    meta_transforms()  # imports Meta's image code without torchvision
+    from llama_models.llama4.args import Size, VisionArgs
+    from llama_models.llama4.chat_format import ChatFormat
+    from llama_models.llama4.tokenizer import Tokenizer as MetaTokenizer
+
     encoder = ChatFormat(MetaTokenizer.get_instance())
     side, patch_size = Size(height=336, width=336), Size(height=14, width=14)
     encoder.vision_args = VisionArgs(

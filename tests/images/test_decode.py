@@ -109,6 +109,16 @@ def test_fewer_pixels_than_the_header_says() -> None:
         read_rgb(png_header(50, 50, b"\0" * 40))
 
 
+def test_a_switch_of_pillow_that_others_have_set_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-models' preprocessing sets it for the whole process when it is imported."""
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(UsageError, match="damaged PNG file"):
+        read_rgb(png_header(50, 50, b"\0" * 40))
+    assert ImageFile.LOAD_TRUNCATED_IMAGES
+
+
 def test_a_gif_whose_frame_is_larger_than_the_picture() -> None:
     data = bytearray(file_of(picture(20, 20), "GIF"))
     data[6:10] = struct.pack("<HH", 4, 4)

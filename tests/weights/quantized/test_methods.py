@@ -162,6 +162,23 @@ def test_a_directory_opens_with_its_matrices_made_on_demand(quantized: Path) -> 
             assert np.isfinite(reference.unpack(tensor.format, raw, tensor.rows, tensor.cols)).all()
 
 
+def test_a_file_of_its_own_says_how_the_weights_are_quantized(quantized: Path) -> None:
+    """As AutoGPTQ's first releases wrote it: no quant_method, and config.json knows nothing."""
+    with open_model(quantized) as model:
+        expected = {tensor.name: bytes(tensor.view()) for tensor in model.load()}
+    config = json.loads((quantized / "config.json").read_text())
+    said = {key: value for key, value in config.pop("quantization_config").items() if key != "quant_method"}
+    (quantized / "config.json").write_text(json.dumps(config))
+    with pytest.raises(HerderError, match="is not known here"):
+        open_model(quantized)
+    (quantized / "quantize_config.json").write_text(json.dumps(said))
+    with open_model(quantized) as model:
+        assert {tensor.name: bytes(tensor.view()) for tensor in model.load()} == expected
+    (quantized / "quantize_config.json").write_text(json.dumps(said | {"new": 1}))
+    with pytest.raises(UnsupportedModel, match=r"quantize_config\.json: .*new = 1 is not known here"):
+        open_model(quantized)
+
+
 @pytest.mark.parametrize(("name", "message"), [
     ("model.layers.0.mlp.up_proj.scales", "is missing beside the others of its module"),
     ("model.layers.1.mlp.down_proj.qweight", "down_proj.g_idx' is not known here"),
