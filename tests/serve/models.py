@@ -21,20 +21,30 @@ from herder.text.load import load_tokenizer
 from herder.text.tokenizer import Tokenizer
 from herder.weights.source import open_model
 from tests.tiny import tiny_config, write_tiny_gguf
-from tests.tiny_vocabulary import CHATML, VOCAB
+from tests.tiny_vocabulary import VOCAB
 
 LIMITS = Limits(pages=256, context=1024, batch_tokens=256, batch_chunks=64, vocab=VOCAB)
 CONFIG = tiny_config(context=LIMITS.context)
 
+# ChatML with a place for tools, and calls as Hermes spells them.
+TEMPLATE = (
+    '{% if tools %}{{ \'<|im_start|>system\nAnswer with <tool_call>{"name": ..., "arguments": ...}</tool_call>: \' }}'
+    "{{ tools | tojson }}{{ '<|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
+    "{% for call in message.tool_calls or [] %}"
+    "{{ '<tool_call>' + call.function | tojson + '</tool_call>' }}{% endfor %}"
+    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
 
 @functools.cache
 def tiny() -> tuple[Tokenizer, ChatFormat]:
-    """A byte-level vocabulary of 320 tokens and ChatML."""
+    """A byte-level vocabulary of 288 tokens, and TEMPLATE."""
     with tempfile.TemporaryDirectory() as directory:
         path = write_tiny_gguf(Path(directory) / "tiny.gguf", vocabulary_only=True, add_bos=True).path
         with open_model(path) as files:
             tokenizer = load_tokenizer(files.metadata)
-    chat_format = load_chat_format(tokenizer, {"default": CHATML})
+    chat_format = load_chat_format(tokenizer, {"default": TEMPLATE})
     assert chat_format is not None
     return tokenizer, chat_format
 

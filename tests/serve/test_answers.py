@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from herder.chat.message import Message, Tool, ToolCall
+from herder.chat.message import Message, ToolCall
 from herder.core.batch import Batch
 from herder.core.errors import ContextOverflow, NumericError, UnsupportedModel, UsageError
 from herder.core.request import Constraint, Evaluation
@@ -32,7 +32,6 @@ from herder.serve.wire import (
     Done,
     EmbedRequest,
     Ended,
-    Named,
     Started,
     TextDelta,
     TextRequest,
@@ -372,15 +371,5 @@ def test_a_constraint_holds_every_choice() -> None:
             assert {choice.reason for choice in found.choices} == {"stop"}
         with pytest.raises(UsageError):
             await collected(llm, chat(constraint=Constraint("regex", "(")))
-
-    run(test)
-
-
-def test_a_tool_that_is_not_there_cannot_be_chosen() -> None:
-    async def test(llm: LLM) -> None:
-        with pytest.raises(FieldError, match="not among the tools"):
-            await collected(llm, chat(tools=(Tool("look"),), tool_choice=Named("see")))
-        with pytest.raises(UsageError, match="give tools"):
-            await collected(llm, chat(tool_choice="required"))
 
     run(test)
