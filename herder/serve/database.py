@@ -40,13 +40,16 @@ def connect(path: str | Path, kind: Kind) -> sqlite3.Connection:
         raise StorageError(f"{path} can be reached by other users (mode {mode:04o}): `chmod 600 {path}`")
     connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
     try:
-        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # only has a meaning before the first table
+        made = _is_made(connection, path, kind)  # before anything is written: the file may be another program's
+        if not made:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has a meaning before the first table only
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute(f"PRAGMA synchronous={'FULL' if kind.durable else 'NORMAL'}")
         connection.execute("PRAGMA foreign_keys=ON")
         connection.execute("PRAGMA secure_delete=ON")  # what was deleted is overwritten
         connection.execute(f"PRAGMA journal_size_limit={2**24}")
-        _prepare(connection, path, kind)
+        if not made:
+            _make(connection, path, kind)
     except sqlite3.Error as error:
         connection.close()
         raise StorageError(f"{path} is no file of {kind.name}: {error}") from None
@@ -56,22 +59,28 @@ def connect(path: str | Path, kind: Kind) -> sqlite3.Connection:
     return connection
 
 
-def _prepare(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
-    with transaction(connection):  # two that open a new file at once: the second finds it made
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        application = connection.execute("PRAGMA application_id").fetchone()[0]
-        if version == 0 and application == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-            for statement in kind.schema.split(";\n\n"):
-                connection.execute(statement)
-            connection.execute(f"PRAGMA application_id = {kind.application}")
-            connection.execute(f"PRAGMA user_version = {kind.version}")
-        elif application != kind.application:
-            raise StorageError(f"{path} is a database, but not one of {kind.name}: name another file")
-        elif version != kind.version:
-            raise StorageError(
-                f"{path} was written by another version of Herder (schema {version}, not {kind.version}): name another "
-                "file"
-            )
+def _is_made(connection: sqlite3.Connection, path: Path, kind: Kind) -> bool:
+    """False for a new file. Raises StorageError for one that is not of this kind and version."""
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    application = connection.execute("PRAGMA application_id").fetchone()[0]
+    if version == 0 and application == 0 and not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        return False
+    if application != kind.application:
+        raise StorageError(f"{path} is a database, but not one of {kind.name}: name another file")
+    if version != kind.version:
+        versions = f"schema {version}, not {kind.version}"
+        raise StorageError(f"{path} was written by another version of Herder ({versions}): name another file")
+    return True
+
+
+def _make(connection: sqlite3.Connection, path: Path, kind: Kind) -> None:
+    with transaction(connection):
+        if _is_made(connection, path, kind):  # by another process, just now
+            return
+        for statement in kind.schema.split(";\n\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id = {kind.application}")
+        connection.execute(f"PRAGMA user_version = {kind.version}")
 
 
 @contextmanager
