@@ -77,7 +77,7 @@ class Config:
     cache is to hold where memory allows. idle: seconds after which an unused model is unloaded, 0 for never. cors:
     origins whose pages may call, or "*". keys: the database of API keys; None: no keys, on loopback only. responses:
     the file of stored responses. tls_certificate, tls_key: PEM files. lenient: drop unknown and refused fields and name
-    them in the header x-herder-ignored-fields."""
+    them in the header x-herder-ignored-fields. pull: whoever administers may fetch and delete models while it runs."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -87,6 +87,7 @@ class Config:
     parallel: int = 8
     idle: float = 0.0
     offline: bool = False
+    pull: bool = False
     lenient: bool = False
     cors: tuple[str, ...] = ()
     keys: str | None = None

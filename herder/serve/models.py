@@ -18,6 +18,7 @@ from herder.core.errors import HerderError, OutOfMemory
 from herder.core.sizes import bytes_text
 from herder.serve.config import ModelSpec
 from herder.serve.dialect import Problem
+from herder.serve.fingerprint import fingerprint
 from herder.serve.problems import Refusal
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Served:
     used: float = 0.0
     loads: int = 0
     load_seconds: float = 0.0
+    fingerprint: str | None = None
     keep: float | None = None
     failure: BaseException | None = None
     failed: float = 0.0
@@ -173,6 +175,7 @@ class Models:
                 started = monotonic()
                 need = await self._room(served)
                 served.llm = await asyncio.to_thread(self._load, served.spec, need)
+                served.fingerprint = await asyncio.to_thread(fingerprint, served.spec)
                 served.bytes = need.bytes
                 served.loads += 1
                 served.used = monotonic()
