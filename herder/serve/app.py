@@ -21,9 +21,10 @@ from herder.serve import exchange as exchanges
 from herder.serve.dialect import Dialect, Embed, Generate, Problem
 from herder.serve.evaluations import embed
 from herder.serve.health import readiness
+from herder.serve.leaving import Gone
 from herder.serve.page import page_routes
 from herder.serve.problems import Refusal, problem_of
-from herder.serve.reply import Leaving, encoded, head
+from herder.serve.reply import encoded, head
 from herder.serve.server import Server
 from herder.serve.surroundings import Surroundings
 
@@ -107,6 +108,8 @@ class Endpoint:
                 raise Refusal(principal)
             exchange.principal = principal
             await self._answer(dialect, route, request, scope, receive, watched)
+        except Gone:
+            exchange.status = 499
         except Exception as error:
             problem = problem_of(error, exchange.id)
             if not isinstance(error, HerderError | Refusal) or problem.kind == "internal":
@@ -126,8 +129,7 @@ class Endpoint:
         elif isinstance(route, Embed):
             call = await server.call(request)
             asked = route.parse(call)
-            leaving = Leaving(receive, exchanges.of(scope))
-            async with leaving, server.use(request, asked.model) as llm:
+            async with server.use(request, asked.model) as llm:
                 vectors, tokens = await embed(llm, asked)
                 exchanges.of(scope).prompt_tokens = tokens
                 exchanges.of(scope).reasons = ("stop",)
@@ -135,7 +137,6 @@ class Endpoint:
                 document = await asyncio.to_thread(lambda: encoded(route.answer(asked, vectors, tokens, context)))
                 headers = exchanges.of(scope).headers()
                 await exchanges.of(scope).settle()
-                leaving.answered()
                 await send(head(200, "application/json", headers, len(document)))
                 await send({"type": "http.response.body", "body": document})
         else:

@@ -47,8 +47,7 @@ class Reply:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises what goes wrong before anything was sent, for the application to encode."""
-        leaving = Leaving(receive, self.exchange)
-        async with leaving, self._server.use(self._request, self._wanted.model) as llm:
+        async with self._server.use(self._request, self._wanted.model) as llm:
             wanted = self._limited()
             if self._server.config.logging.prompts:
                 self.exchange.prompt = spelled(wanted)
@@ -57,7 +56,7 @@ class Reply:
             async with contextlib.aclosing(events):
                 if wanted.stream:
                     self.exchange.stream = True
-                    await self._write(self._stream(wanted, context), events, send, leaving)
+                    await self._write(self._stream(wanted, context), events, send)
                     return
                 many = len(wanted.prompts) if isinstance(wanted, TextRequest) else 1
                 answer = Answer([Choice() for _ in range(wanted.n * many)])
@@ -66,7 +65,6 @@ class Reply:
                         answer.feed(event)
             document = encoded(self._answer(wanted, answer, context))
             await self.exchange.settle()
-            leaving.answered()
             await send(head(200, "application/json", self.exchange.headers(), len(document)))
             await send({"type": "http.response.body", "body": document})
 
@@ -105,9 +103,7 @@ class Reply:
             run.abort()
             exchange.completion_tokens = run.tokens  # of an answer that was cut off, too
 
-    async def _write(
-        self, encoder: Encoder, events: AsyncIterator[list[AnswerEvent]], send: Send, leaving: Leaving
-    ) -> None:
+    async def _write(self, encoder: Encoder, events: AsyncIterator[list[AnswerEvent]], send: Send) -> None:
         """One write for all events of a wake-up."""
         writer = _Writer(send, encoder.content_type, self.exchange, self._server.config.limits.keep_alive)
         encode = encoder.event
@@ -117,7 +113,6 @@ class Reply:
                 if data:
                     await writer.write(data)
             await self.exchange.settle()
-            leaving.answered()
             await writer.close()
         except Exception as error:
             if not writer.begun:
@@ -126,7 +121,6 @@ class Reply:
             if not isinstance(error, HerderError | Refusal):
                 self._server.log.failure(self.exchange, error)
             await self.exchange.settle()
-            leaving.answered()
             await writer.close(encoder.error(problem_of(error, self.exchange.id)))
         finally:
             writer.stop()
@@ -170,38 +164,6 @@ class _Writer:
             self._task = asyncio.create_task(self.write(COMMENT))
             silent = 0.0
         self._timer = asyncio.get_running_loop().call_later(self._keep_alive - silent, self._look)
-
-
-class Leaving:
-    """Cancels the block when the client disconnects, and then leaves it quietly. answered(), before the last message:
-    a client that goes away after that has its answer."""
-
-    def __init__(self, receive: Receive, exchange: Exchange) -> None:
-        self._receive, self._exchange = receive, exchange
-        self._gone = False
-
-    async def __aenter__(self) -> Leaving:
-        task = asyncio.current_task()
-        assert task is not None
-        self._task = task
-        self._watcher = asyncio.create_task(self._watch())
-        return self
-
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
-        self._watcher.cancel()
-        if not self._gone:
-            return False
-        self._exchange.status = 499
-        return not self._task.uncancel() and isinstance(error, asyncio.CancelledError)
-
-    def answered(self) -> None:
-        self._watcher.cancel()
-
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        self._task.cancel()
 
 
 def spelled(wanted: ChatRequest | TextRequest) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from herder.serve.catalogue import Catalogue
 from herder.serve.config import Config
 from herder.serve.dialect import Call, Context, Dialect, Encoder, Problem
 from herder.serve.gate import Gate, Open, Principal
+from herder.serve.leaving import Gone, Leaving
 from herder.serve.log import Log
 from herder.serve.metrics import Metrics
 from herder.serve.models import Models, Served
-from herder.serve.problems import Refusal
+from herder.serve.problems import Refusal, problem_of
 from herder.serve.wire import Answer, ChatRequest, TextRequest
 
 if TYPE_CHECKING:
@@ -85,7 +87,8 @@ class Server:
         exchange = exchanges.of(request.scope)
         if llm is None:
             return Context(exchanges.unique(), exchange.created, model, body)
-        return Context(exchanges.unique(), exchange.created, model, body, llm.tokenizer.token_bytes)
+        spell = llm.tokenizer.token_bytes
+        return Context(exchanges.unique(), exchange.created, model, body, spell, exchange.fingerprint)
 
     def reply(
         self,
@@ -102,7 +105,8 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def use(self, request: Request, model: str) -> AsyncIterator[LLM]:
-        """The model for one request. Raises Refusal: not served, not allowed, the server full or draining."""
+        """The model for one request, whose body has been read. Raises Refusal: not served, not allowed, the server full
+        or draining. A client that disconnects cancels the block, which then raises Gone."""
         exchange = exchanges.of(request.scope)
         served = self.models.find(model)
         exchange.model = served.name
@@ -113,7 +117,10 @@ class Server:
         if problem is not None:
             raise Refusal(problem)
 
+        leaving = Leaving(request.receive)
+
         async def settle() -> None:
+            leaving.answered()
             usage = exchange.usage()
             self._seconds += (usage.seconds - self._seconds) / 16
             self.metrics.end(exchange)
@@ -121,7 +128,8 @@ class Server:
 
         exchange.settled = settle
         try:
-            async with self.models.use(model) as llm:
+            async with leaving, self.models.use(model) as llm:
+                exchange.fingerprint = served.fingerprint
                 yield llm
         except BaseException as error:
             exchange.status = self.status_of(request, error)
@@ -131,11 +139,7 @@ class Server:
 
     def status_of(self, request: Request, error: BaseException) -> int:
         """The HTTP status that an error has in the request's dialect; 499 for a client that went away."""
-        import asyncio
-
-        from herder.serve.problems import problem_of
-
-        if isinstance(error, asyncio.CancelledError | GeneratorExit):
+        if isinstance(error, Gone | asyncio.CancelledError | GeneratorExit):
             return 499
         dialect: Dialect = request.scope["herder.dialect"]
         return dialect.error(problem_of(error))[0]
