@@ -59,8 +59,8 @@ def loads() -> dict[str, Load]:
 
 
 @contextlib.contextmanager
-def serving(command: list[str], port: int) -> Iterator[tuple[str, float]]:
-    """(url, seconds from the process's start until /health answers)."""
+def serving(command: list[str], port: int) -> Iterator[tuple[str, int, float]]:
+    """(url, process id, seconds from the process's start until /health answers)."""
     begin = time.perf_counter()
     process = subprocess.Popen([*command, "--port", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     url = f"http://127.0.0.1:{port}"
@@ -74,7 +74,7 @@ def serving(command: list[str], port: int) -> Iterator[tuple[str, float]]:
                         break
             except OSError:
                 time.sleep(0.005)
-        yield url, time.perf_counter() - begin
+        yield url, process.pid, time.perf_counter() - begin
     finally:
         process.terminate()
         process.wait()
@@ -88,7 +88,7 @@ def free_port() -> int:
 
 
 def measure(command: list[str], names: dict[str, Load]) -> dict[str, Any]:
-    with serving(command, free_port()) as (url, ready):
+    with serving(command, free_port()) as (url, _, ready):
         asyncio.run(run(url, Load([[body([{"role": "user", "content": "Hello"}])]])))
         return {"ready": ready} | {name: figures(*asyncio.run(run(url, load))) for name, load in names.items()}
 
