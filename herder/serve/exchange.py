@@ -32,6 +32,7 @@ class Exchange:
     dropped: list[str] | None = None
     deadline: float | None = None
     model: str = ""
+    fingerprint: str | None = None
     status: int = 200
     stream: bool = False
     prompt_tokens: int = 0

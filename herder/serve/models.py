@@ -44,7 +44,7 @@ Measure = Callable[[ModelSpec, "int | None"], Need]  # given the bytes there wou
 @dataclass(slots=True, eq=False)
 class Served:
     """A model by its served name, and what has become of it. used, since: monotonic seconds. keep: seconds of idleness
-    before it is unloaded; None: the configured ones."""
+    before it is unloaded; None: the configured ones. fingerprint: see fingerprint.py."""
 
     spec: ModelSpec
     llm: LLM | None = None
@@ -174,8 +174,9 @@ class Models:
             async with self._turn:
                 started = monotonic()
                 need = await self._room(served)
-                served.llm = await asyncio.to_thread(self._load, served.spec, need)
+                llm = await asyncio.to_thread(self._load, served.spec, need)
                 served.fingerprint = await asyncio.to_thread(fingerprint, served.spec)
+                served.llm = llm
                 served.bytes = need.bytes
                 served.loads += 1
                 served.used = monotonic()
