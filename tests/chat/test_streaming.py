@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -19,7 +19,27 @@ from herder.text.tokenizer import Tokenizer
 
 TOOLS = ["get", "set_x"]
 FRAGMENTS = [
-    *("Hello", " world", " ", "\n", "é", "{", "}", "[", "]", '"', "<", ">", "get", ".call(", "(", ")", "a=1", "; ", ", "),
+    *(
+        "Hello",
+        " world",
+        " ",
+        "\n",
+        "é",
+        "{",
+        "}",
+        "[",
+        "]",
+        '"',
+        "<",
+        ">",
+        "get",
+        ".call(",
+        "(",
+        ")",
+        "a=1",
+        "; ",
+        ", ",
+    ),
     *('{"name": "get", "parameters": {"a": {"b": "}\\""}}}', '{"name": "no", "parameters": {}}', '{"answer": 1}'),
     *('[{"name": "get", "arguments": {"é": [1]}}', '[get(a="x)", b=[True])]', "[get()", "[1, 2]", "[nope()]"),
     *("<function=get>", "<function=no>", '{"a": 1}', "</function>", "<function=", "<function", "function="),
@@ -124,3 +144,40 @@ def test_pieces_join_to_what_parse_says(
     joined = read(stream, tokens)
     check(joined, chat_format.parse(tokens, tools=tools))
     assert stream.message == chat_format.parse(tokens, tools=tools) and stream.cut is None
+
+
+@pytest.mark.parametrize("name", ["llama3", "hermes", "mistral-v3", "chatml"])
+def test_plain_text_comes_at_once(formats: dict[str, tuple[ChatFormat, Tokenizer]], name: str) -> None:
+    chat_format, tokenizer = formats[name]
+    text = "Once upon a time, said the model, there was a {brace} and a [bracket] and <b>."
+    stream, said = AnswerStream(chat_format, tokenizer, tools=TOOLS), ""
+    tokens = tokenizer.encode(text)
+    for i, token in enumerate(tokens):
+        said += "".join([piece.text for piece in stream.push(token) if isinstance(piece, TextPiece)])
+        assert len(tokenizer.decode(tokens[: i + 1]).rstrip()) - len(said.rstrip()) <= len("<b")
+    assert said == text
+
+
+def test_thoughts_come_at_once(formats: dict[str, tuple[ChatFormat, Tokenizer]]) -> None:
+    chat_format, tokenizer = formats["r1"]
+    close = tokenizer.id_of("</think>")
+    assert close is not None
+    thought, said = tokenizer.encode("I think so."), tokenizer.encode("\n\nYes.")
+    stream = AnswerStream(chat_format, tokenizer)
+    pieces = [piece for token in thought for piece in stream.push(token)]
+    assert "".join([p.text for p in pieces if isinstance(p, ReasoningPiece)]) == "I think so."
+    stream.push(close)
+    pieces = [piece for token in said for piece in stream.push(token)]
+    assert "".join([p.text for p in pieces if isinstance(p, TextPiece)]) == "Yes."
+    assert stream.finish() == [] and stream.reasoning_tokens == len(thought) + 1
+
+
+@pytest.mark.parametrize("tools", [TOOLS, []])
+def test_a_stop_string_ends_an_answer(formats: dict[str, tuple[ChatFormat, Tokenizer]], tools: list[str]) -> None:
+    for chat_format, tokenizer in formats.values():
+        tokens = tokenizer.encode("One, two, three</think>four STOP five")
+        stream = AnswerStream(chat_format, tokenizer, tools=tools, stop=["STOP"])
+        joined = read(stream, tokens)
+        assert stream.stopped == "STOP" and stream.message is not None
+        assert (joined.reasoning + joined.text).endswith(("four", "four "))
+        check(joined, stream.message)
