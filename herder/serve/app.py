@@ -67,11 +67,7 @@ def load_dialects() -> list[Dialect]:
     """Every dialect there is; that of unknown paths first."""
     found = []
     for info in pkgutil.iter_modules(dialect_modules.__path__):
-        try:  # TEMPORARY, while dialects are being written beside each other
-            module = importlib.import_module(f"{dialect_modules.__name__}.{info.name}")
-        except (ImportError, SyntaxError) as error:
-            print(f"{info.name} left out: {error}")
-            continue
+        module = importlib.import_module(f"{dialect_modules.__name__}.{info.name}")
         if hasattr(module, "ROUTES"):
             found.append((info.name != FIRST, info.name, cast("Dialect", module)))
     return [module for _, _, module in sorted(found, key=lambda one: one[:2])]

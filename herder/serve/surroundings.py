@@ -95,12 +95,21 @@ class Surroundings:
         text = origin.decode("latin-1")
         if "*" in self._origins or text in self._origins:
             return True
-        return urlsplit(text).netloc == given.get(b"host", b"").decode("latin-1") != ""
+        return _parts(text)[0] == given.get(b"host", b"").decode("latin-1") != ""
 
     def _host_is_ours(self, host: bytes) -> bool:
         if self._hosts is None or not host:
             return True
-        return urlsplit("//" + host.decode("latin-1")).hostname in self._hosts
+        return _parts("//" + host.decode("latin-1"))[1] in self._hosts
+
+
+def _parts(url: str) -> tuple[str, str]:
+    """(host with port, host) of a URL, empty for what is none."""
+    try:
+        parts = urlsplit(url)
+        return parts.netloc, parts.hostname or ""
+    except ValueError:
+        return "", ""
 
 
 def _preflight(scope: Scope, given: dict[bytes, bytes]) -> bool:

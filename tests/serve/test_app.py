@@ -197,6 +197,8 @@ def test_pages_of_other_sites_and_rebound_names_are_refused() -> None:
         assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
         rebound = await client.post("http://evil.example" + CHAT, json=BODY)
         assert rebound.status_code == 403 and "host name" in rebound.text
+        broken = await client.get("/health/live", headers={"host": "[::1"})
+        assert broken.status_code == 403
         for name in ("http://127.0.0.1:99", "http://[::1]:99", "http://localhost:8080"):
             assert (await client.get(name + "/health/live")).status_code == 200
 
