@@ -24,6 +24,14 @@ MAX_NAME = 1024  # characters
 # Ollama's defaults, for text that no chat format's model was made for: its maker recommends nothing.
 RAW = {"temperature": 0.8, "top_k": 40, "top_p": 0.9}
 
+_OF_ROLES = {
+    "thinking": ("assistant",),
+    "tool_calls": ("assistant",),
+    "tool_name": ("tool",),
+    "tool_call_id": ("tool",),
+    "images": ("system", "user"),
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
@@ -181,13 +189,10 @@ class _Reader:
         role = values.one_of(body.get("role"), f"{where}.role", ("system", "user", "assistant", "tool"))
         text = values.text(body.get("content", ""), f"{where}.content")
         images = self.images(body.get("images", ()), f"{where}.images")
-        for name, of in (("thinking", "assistant"), ("tool_calls", "assistant"), ("tool_name", "tool")):
-            if body.get(name) and role != of:
-                raise FieldError(
-                    f"{where} has {name}, but its role is {role}: only of {of} it is known", f"{where}.{name}"
-                )
-        if "tool_call_id" in body and role != "tool":
-            raise FieldError(f"{where} has tool_call_id, but its role is {role}", f"{where}.tool_call_id")
+        for name, roles in _OF_ROLES.items():
+            if body.get(name) and role not in roles:
+                message = f"{where}.{name} is given, but the role is {role}: only of {' or '.join(roles)} it is known"
+                raise FieldError(message, f"{where}.{name}")
         if role == "tool":
             tool = values.text(body.get("tool_name", ""), f"{where}.tool_name") or None
             said = values.text(body.get("tool_call_id", ""), f"{where}.tool_call_id") or None
@@ -197,8 +202,6 @@ class _Reader:
         thinking = values.text(body.get("thinking", ""), f"{where}.thinking") or None
         listed = values.listed(body.get("tool_calls", ()), f"{where}.tool_calls", fields.MAX_TOOLS)
         made = tuple(self._call(one, f"{where}.tool_calls[{i}]", calls) for i, one in enumerate(listed))
-        if images:
-            raise FieldError(f"{where} has images, but its role is assistant: it shows none", f"{where}.images")
         return Message("assistant", text, tool_calls=made, reasoning=thinking)
 
     def _call(self, value: Any, where: str, calls: _Calls) -> ToolCall:
