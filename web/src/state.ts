@@ -242,6 +242,7 @@ async function reply(conversation: Conversation, forget = false): Promise<void> 
 function extended(turn: Turn, piece: Piece): Turn {
   const next = { ...turn, text: turn.text + (piece.text ?? "") };
   if (piece.reasoning) next.reasoning = (turn.reasoning ?? "") + piece.reasoning;
+  if (piece.omitted) next.omitted = piece.omitted;
   if (piece.finish) next.finish = piece.finish;
   for (const part of piece.calls ?? []) {
     const calls = [...(next.calls ?? [])];

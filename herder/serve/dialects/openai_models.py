@@ -31,6 +31,7 @@ error = openai_error.error
 def model(card: Card, name: str) -> dict[str, Any]:
     """One entry, by its served name or an alias. root, max_model_len: vLLM's; what the name stands for, and the context
     in tokens (0 until the files are here). herder: that again and what the model takes, for the chat page."""
+    unread = not card.loaded and card.summary is None  # it may well chat once its files are here
     return {
         "id": name,
         "object": "model",
@@ -38,7 +39,7 @@ def model(card: Card, name: str) -> dict[str, Any]:
         "owned_by": "herder",
         "root": card.name,
         "max_model_len": card.context,
-        "herder": {"context": card.context, "images": card.sees, "chat": card.chats},
+        "herder": {"context": card.context, "images": card.sees, "chat": card.chats or unread},
     }
 
 

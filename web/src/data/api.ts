@@ -15,6 +15,7 @@ export interface Piece {
   calls?: { index: number; id?: string; name?: string; arguments?: string }[];
   finish?: string;
   usage?: { promptTokens: number; completionTokens: number };
+  omitted?: number; // tokens of the prompt that were left out
 }
 
 export class RequestFailed extends Error {
@@ -112,6 +113,7 @@ function message(turn: Turn): object {
 
 interface Chunk {
   error?: { message?: string };
+  truncated_prompt_tokens?: number;
   choices?: {
     delta?: {
       content?: string | null;
@@ -127,8 +129,11 @@ interface Chunk {
 /** The pieces of an answer. Ends when the server says so; a stream that breaks off before throws RequestFailed. */
 export async function* answer(body: object, signal: AbortSignal): AsyncGenerator<Piece> {
   const response = await request("v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
+  let whole = false;
   for await (const data of events(response)) {
-    if (data === "[DONE]") return;
+    // Read on to the end: to hang up here would look to the server like a user who has left.
+    if (data === "[DONE]") whole = true;
+    if (whole) continue;
     const chunk = JSON.parse(data) as Chunk;
     if (chunk.error) throw new RequestFailed({ kind: "server", message: chunk.error.message ?? "The answer failed." });
     const choice = chunk.choices?.[0];
@@ -141,10 +146,14 @@ export async function* answer(body: object, signal: AbortSignal): AsyncGenerator
       usage: chunk.usage
         ? { promptTokens: chunk.usage.prompt_tokens, completionTokens: chunk.usage.completion_tokens }
         : undefined,
+      omitted: chunk.truncated_prompt_tokens,
     };
   }
-  throw new RequestFailed({ kind: "cut", message: "The connection broke off before the answer was complete." });
+  if (!whole) throw cut();
 }
+
+const cut = (): RequestFailed =>
+  new RequestFailed({ kind: "cut", message: "The connection broke off before the answer was complete." });
 
 /** The data of server-sent events, as https://html.spec.whatwg.org/multipage/server-sent-events.html has them. */
 async function* events(response: Response): AsyncGenerator<string> {
@@ -168,7 +177,7 @@ async function* events(response: Response): AsyncGenerator<string> {
   } catch (error) {
     if (error instanceof DOMException && error.name === "AbortError") throw error;
     if (error instanceof RequestFailed || error instanceof SyntaxError) throw error;
-    throw new RequestFailed({ kind: "cut", message: "The connection broke off before the answer was complete." });
+    throw cut();
   } finally {
     await reader.cancel().catch(() => undefined);
   }

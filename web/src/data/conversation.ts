@@ -32,6 +32,7 @@ export interface Turn {
   model?: string;
   finish?: string; // as the API says it, or "stopped"
   stats?: Stats;
+  omitted?: number; // tokens of the prompt that were left out, on request
   failure?: Failure;
 }
 

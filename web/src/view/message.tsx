@@ -210,7 +210,8 @@ function Alternatives({ turn }: { turn: Turn }) {
 const ENDS: Record<string, string> = { length: "cut at the limit", stopped: "stopped", content_filter: "filtered" };
 
 function Facts({ turn }: { turn: Turn }) {
-  const facts = [turn.model, turn.stats && speed(turn.stats), ENDS[turn.finish ?? ""]];
+  const omitted = turn.omitted && `without the oldest ${turn.omitted.toLocaleString()} tokens`;
+  const facts = [turn.model, turn.stats && speed(turn.stats), ENDS[turn.finish ?? ""], omitted];
   const title = turn.stats && `${turn.stats.completionTokens} tokens, the first after ${turn.stats.first.toFixed(2)} s`;
   return (
     <span class="facts" title={title}>
