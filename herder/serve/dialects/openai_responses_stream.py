@@ -69,10 +69,10 @@ class Stream:
 
     def error(self, problem: Problem) -> bytes:
         """response.failed, with what there was. It is not stored."""
-        self._close(cut=True)
+        out = self._close(cut=True)
         found = form.response(self._asked, self._context, "failed", self._output)
         found["error"] = {"code": _CODES.get(problem.kind, "server_error"), "message": problem.message}
-        return self._send("response.failed", {"response": found})
+        return out + self._send("response.failed", {"response": found})
 
     # Items -----------------------------------------------------------------------------------------------------------
     def _said(self, text: str, found: tuple[TokenLogprob, ...]) -> bytes:
@@ -81,7 +81,7 @@ class Stream:
             return b""
         out = b""
         if self._open != "message":
-            out = self._begin("message", form.message_head(self._context, len(self._output)))
+            out = self._begin("message", lambda index: form.message_head(self._context, index))
             out += self._part("added", form.text_part(self._asked, self._context, ""))
         found, self._early = self._early + found, ()
         self._text.append(text)
@@ -93,14 +93,14 @@ class Stream:
     def _thought(self, text: str) -> bytes:
         out = b""
         if self._open != "reasoning":
-            out = self._begin("reasoning", form.reasoning_head(self._asked, self._context, len(self._output)))
+            out = self._begin("reasoning", lambda index: form.reasoning_head(self._asked, self._context, index))
             out += self._part("added", form.reasoning_part(self._asked, ""))
         self._text.append(text)
         delta = {**self._where, **self._index(), "delta": text}
         return out + self._send(f"response.{self._reasoning()}_text.delta", delta)
 
     def _called(self, call: Call) -> bytes:
-        out = self._begin("call", form.call_head(self._context, len(self._output), call))
+        out = self._begin("call", lambda index: form.call_head(self._context, index, call))
         self._call = call
         return out
 
@@ -108,16 +108,19 @@ class Stream:
         self._cut = event.reason == "length"
         out = b""
         if self._open is None and not self._output:  # nothing was said: an empty message says so
-            out = self._begin("message", form.message_head(self._context, 0))
+            out = self._begin("message", lambda index: form.message_head(self._context, index))
             out += self._part("added", form.text_part(self._asked, self._context, ""))
             self._logprobs, self._early = list(self._early), ()
         return out + self._close(self._cut)
 
-    def _begin(self, kind: Literal["message", "reasoning", "call"], item: dict[str, Any]) -> bytes:
+    def _begin(self, kind: Literal["message", "reasoning", "call"], head: Callable[[int], dict[str, Any]]) -> bytes:
+        """Closes the open item and opens another one. head: the new item, by its index."""
         out = self._close(cut=False)
+        index = len(self._output)
+        item = head(index)
         self._open, self._text, self._logprobs = kind, [], []
-        self._where = {"item_id": item["id"], "output_index": len(self._output)}
-        return out + self._send("response.output_item.added", {"output_index": len(self._output), "item": item})
+        self._where = {"item_id": item["id"], "output_index": index}
+        return out + self._send("response.output_item.added", {"output_index": index, "item": item})
 
     def _close(self, cut: bool) -> bytes:
         asked, context, index, text = self._asked, self._context, len(self._output), "".join(self._text)
