@@ -13,13 +13,13 @@ import openai
 import pytest
 from starlette.requests import HTTPConnection
 
-from herder.chat.load import load_chat_format
 from herder.runtime.fake import FakeExecutor
 from herder.serve.config import Config
 from herder.serve.config import Limits as Bounds
 from herder.serve.dialect import Problem
 from herder.serve.gate import Open, Principal
 from herder.serve.server import Server
+from tests.serve.dialects.calling import calling_llm
 from tests.serve.live import Live, live
 from tests.serve.models import CONFIG, LIMITS, fake_llm, server_of
 
@@ -37,15 +37,6 @@ WEATHER = {
     },
 }
 
-# ChatML with the calls that its fine-tunes make.
-HERMES = (
-    "{% for tool in tools or [] %}{{ tool | tojson }}{% endfor %}"
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + (message['content'] or '') }}"
-    "{% for call in message.tool_calls or [] %}{{ '<tool_call>' + (call.function | tojson) + '</tool_call>' }}"
-    "{% endfor %}"
-    "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-
 
 def connected(served: Live) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
@@ -53,9 +44,7 @@ def connected(served: Live) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Live]:
-    llm = fake_llm()
-    llm.chat_format = load_chat_format(llm.tokenizer, {"default": HERMES})
-    with live(llm, names=("tiny",)) as server:
+    with live(calling_llm(), names=("tiny",)) as server:
         yield server
 
 
