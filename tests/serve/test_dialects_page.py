@@ -25,5 +25,6 @@ def test_every_route_that_takes_a_body_has_a_table() -> None:
     requests = {table.request for _, table in tables()}
     assert len(modules) > 1 and len(requests) == len([table for _, table in tables()])
     for module in modules.values():
-        posts = [route for route in module.ROUTES if route.method == "POST"]
+        # A path that an API has under two of its versions is one request.
+        posts = {route.path.rpartition("/")[2] for route in module.ROUTES if route.method == "POST"}
         assert len(posts) <= len(module.TABLES), f"{module.__name__}: a route without a table"

@@ -104,7 +104,7 @@ _TOOLS: tuple[Field, ...] = (
     supported("tools[].name"),
     supported("tools[].description"),
     supported("tools[].input_schema", "a JSON Schema"),
-    supported("tools[].strict"),
+    translated("tools[].strict", "input always follows its schema, whether asked for or not"),
     *_cache("tools[].cache_control"),
     translated("tools[].eager_input_streaming", "input is always streamed as soon as it is certain"),
     refused("tools[].input_examples", "write them into the description", []),

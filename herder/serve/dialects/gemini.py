@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from herder.serve.server import Server
 
 NAME = "gemini"
-TABLES = (fields.GENERATE, fields.COUNT_TOKENS, fields.EMBED, fields.BATCH_EMBED)
+TABLES = (fields.GENERATE, fields.STREAM, fields.COUNT_TOKENS, fields.EMBED, fields.BATCH_EMBED)
 error = gemini_stream.error
 
 _PLAIN, _JSON, _ENUM = "text/plain", "application/json", "text/x.enum"

@@ -183,8 +183,6 @@ class Reader:
             raise FieldError(f"{inside} is given, but the mode is {mode}: it goes with ANY and VALIDATED", inside)
         allowed = [values.one_of(name, f"{inside}[{i}]", tuple(tools)) for i, name in enumerate(names)] or list(tools)
         found = tuple(tools[name] for name in dict.fromkeys(allowed))
-        if mode == "VALIDATED":
-            return tuple(Tool(t.name, t.description, t.parameters, {**t.extra, "strict": True}) for t in found), "auto"
         if mode != "ANY":
             return found, "none" if mode == "NONE" else "auto"
         if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from herder.serve.fields import Field, Table, refused, supported, translated
 
@@ -100,7 +101,7 @@ _TOOLS: tuple[Field, ...] = (
     supported("toolConfig.functionCallingConfig"),
     translated(
         "toolConfig.functionCallingConfig.mode",
-        "AUTO, ANY, NONE; VALIDATED is AUTO with every function strict",
+        "AUTO, ANY, NONE; VALIDATED is AUTO: arguments always follow their schema",
     ),
     translated(
         "toolConfig.functionCallingConfig.allowedFunctionNames", "the model is shown the allowed functions only"
@@ -169,7 +170,7 @@ _REST: tuple[Field, ...] = (
 _MODEL = translated("model", "the name in the path counts")
 
 GENERATE = Table(
-    "POST /v1beta/models/{model}:generateContent, :streamGenerateContent",
+    "POST /v1beta/models/{model}:generateContent",
     "google.genai.types.GenerateContentConfig",
     (_MODEL, *_CONTENTS, *_SYSTEM, *_TOOLS, *_GENERATION, *_REST),
     (
@@ -177,6 +178,7 @@ GENERATE = Table(
         translated("truncatePromptTokens", "-1: a prompt over the window loses its oldest part, and a header says so"),
     ),
 )
+STREAM = replace(GENERATE, request="POST /v1beta/models/{model}:streamGenerateContent")
 COUNT_TOKENS = Table(
     "POST /v1beta/models/{model}:countTokens",
     "google.genai.types.CountTokensConfig",
