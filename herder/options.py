@@ -18,8 +18,9 @@ class Options(TypedDict, total=False):
     the model would stop. priority: lower runs first.
 
     What the answer must be, one of: json: any JSON object; schema: JSON that this JSON Schema admits; regex: a text
-    that this regular expression matches whole; choice: one of these strings; grammar: what this grammar admits, in
-    llguidance's kind of Lark. The answer ends where it is whole; max_tokens and stop may still cut it off.
+    that this regular expression matches whole, as Rust's regex crate reads it (Python's without look-around and
+    references; its classes of characters differ in a few); choice: one of these strings; grammar: what this grammar
+    admits, in llguidance's kind of Lark. The answer ends where it is whole; max_tokens and stop may still cut it off.
 
     Of a chat alone: format_options: what the model's format takes by name (date, builtin_tools, ...: docs/chat.md).
     tool_choice: "auto": a text or calls, whose arguments follow their tool's schema; "required": calls alone; a tool's

@@ -1,0 +1,76 @@
+"""The Python API's forms of answers, on the default model: JSON that validates at temperature 1, with speculation or
+without; texts, choices and grammars; what cannot be asked for."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+import herder
+from herder.core.errors import UsageError
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 120},
+        "likes": {"type": "array", "items": {"enum": ["tea", "coffee", "water"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "likes"],
+    "additionalProperties": False,
+}
+QUESTION = "Describe Bob, who is 41 and likes tea, as JSON."
+
+
+@pytest.fixture(scope="module")
+def llm(smollm2: Path) -> Iterator[herder.LLM]:
+    with herder.load(smollm2, context=1024) as llm:
+        yield llm
+
+
+def test_json_that_validates_and_that_speculation_does_not_change(smollm2: Path, llm: herder.LLM) -> None:
+    with herder.load(smollm2, context=1024, speculate=6) as fast:
+        for seed in range(4):
+            answers = [
+                one.chat(QUESTION, schema=SCHEMA, temperature=1.0, top_p=1.0, seed=seed, max_tokens=300)
+                for one in (llm, fast)
+            ]
+            assert answers[0].tokens == answers[1].tokens and answers[0].finish_reason == "stop"
+            jsonschema.validate(json.loads(answers[0].text), SCHEMA)
+
+
+def test_each_form(llm: herder.LLM) -> None:
+    assert isinstance(json.loads(llm.chat('Say {"a": 1} and nothing else.', json=True, max_tokens=200).text), dict)
+    assert re.fullmatch(r"\d{3}-\d{4}", llm.chat("A phone number?", regex=r"\d{3}-\d{4}").text)
+    assert llm.chat("Is water wet?", choice=["yes", "no"], temperature=2.0).text in ("yes", "no")
+    assert llm.generate("The capital of France is", choice=[" Paris", " London"]).text == " Paris"
+    sums = llm.chat("Two and two?", grammar='start: NUMBER (" + " NUMBER){1,2}\nNUMBER: /[0-9]{1,2}/').text
+    assert re.fullmatch(r"\d{1,2}( \+ \d{1,2}){1,2}", sums)
+
+
+def test_what_cannot_be_asked_for(llm: herder.LLM) -> None:
+    with pytest.raises(UsageError, match="json and regex were given"):
+        llm.chat("Hi", json=True, regex="a")
+    with pytest.raises(UsageError, match="uniqueItems"):
+        llm.chat("Hi", schema={"type": "array", "uniqueItems": True})
+    with pytest.raises(UsageError, match="json is"):
+        llm.chat("Hi", json=SCHEMA)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="tool_choice is an option of chats"):
+        llm.generate("Hi", tool_choice="auto")
+    with pytest.raises(UsageError, match="expected auto, required, none"):
+        llm.chat("Hi", tool_choice="nosuch")
+    with pytest.raises(UsageError, match="none is given"):
+        llm.chat("Hi", tool_choice="required")
+
+
+def test_without_llguidance(llm: herder.LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(UsageError, match=r"pip install 'herder\[serve\]'"):
+        llm.chat("Hi", choice=["a"])
