@@ -45,12 +45,12 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
 
     log = log or Log(requests=config.logging.requests)
 
-    def changed(what: str, served: Served) -> None:
+    def changed(what: str, served: Served, why: str) -> None:
         values: dict[str, Any] = {"model": served.name}
         if what == "loaded":
             values |= {"seconds": round(served.load_seconds, 3), "bytes": served.bytes}
         elif what == "failed":
-            values["error"] = str(served.failure or "")
+            values["error"] = why
         log.event(what, **values)
 
     models = Models(

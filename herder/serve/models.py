@@ -79,13 +79,13 @@ class Models:
         *,
         budget: int | None = None,
         idle: float = 0.0,
-        changed: Callable[[str, Served], None] = lambda what, served: None,
+        changed: Callable[[str, Served, str], None] = lambda what, served, why: None,
     ) -> None:
         self._served: dict[str, Served] = {}
         self._names: dict[str, Served] = {}
         self._load, self._measure = load, measure
         self._budget, self._idle = budget, idle
-        self._changed = changed  # told "loaded", "unloaded" and "failed"
+        self._changed = changed  # told "loaded", "unloaded" and "failed", which model, and why
         self._turn = asyncio.Lock()  # one load or unload at a time, so that the sums are true
         self._unloading: set[asyncio.Task[bool]] = set()
         self._closed = False
@@ -184,11 +184,11 @@ class Models:
         except Exception as error:
             if not isinstance(error, Refusal):  # that one passes when somebody finishes
                 served.failure, served.failed = error, monotonic()
-            self._changed("failed", served)
+            self._changed("failed", served, str(error))
             raise
         finally:
             served.loading = None
-        self._changed("loaded", served)
+        self._changed("loaded", served, "")
         self._rest(served)
         return served.llm
 
@@ -234,7 +234,7 @@ class Models:
         llm, served.llm = served.llm, None
         served.keep = None  # who loads it next may say otherwise
         await asyncio.to_thread(llm.close)
-        self._changed("unloaded", served)
+        self._changed("unloaded", served, "")
         return True
 
     def _rest(self, served: Served) -> None:
@@ -249,9 +249,13 @@ class Models:
         if seconds > 0 or served.keep == 0:
             served.timer = asyncio.get_running_loop().call_later(seconds, self._expire, served)
 
+    async def _expired(self, served: Served) -> bool:
+        async with self._turn:
+            return await self._unload(served)
+
     def _expire(self, served: Served) -> None:
         served.timer = None
-        task = asyncio.create_task(self.unload(served.name))
+        task = asyncio.create_task(self._expired(served))
         self._unloading.add(task)
         task.add_done_callback(self._unloading.discard)
 

@@ -59,7 +59,7 @@ def run(
             machine.load,
             machine.measure,
             budget=budget,
-            changed=lambda what, served: machine.events.append((what, served.name)),
+            changed=lambda what, served, why: machine.events.append((what, served.name)),
         )
         await test(models, machine)
         machine.gate.set()
