@@ -237,7 +237,7 @@ class ResponseStore:
             (id, owner, self._now()),
         ).fetchone()
         if row is None:
-            raise Missing(f"there is no stored response {id!a}", id)
+            raise Missing(f"there is no stored response {id[:80]!a}", id)
         return row
 
     def _find(self, database: sqlite3.Connection, id: str, owner: str) -> Stored:
@@ -277,7 +277,7 @@ class ResponseStore:
             (id, owner, self._now()),
         ).fetchone()
         if row is None:
-            raise Missing(f"there is no stored item {id!a}", id)
+            raise Missing(f"there is no stored item {id[:80]!a}", id)
         found: Item = json.loads(row[0])
         return found
 

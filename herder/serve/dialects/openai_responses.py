@@ -1,4 +1,4 @@
-"""OpenAI's responses: POST /v1/responses, whole and streamed; what is stored is read back, continued and deleted."""
+"""OpenAI's responses: POST /v1/responses, whole and streamed; what is stored is read, continued and deleted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from herder.serve import values
 from herder.serve.dialect import Context, Encoder, Other, Problem
 from herder.serve.dialects import openai_error
 from herder.serve.dialects.openai_responses_answer import answer, response_id
-from herder.serve.dialects.openai_responses_fields import INPUT_ITEMS, RETRIEVE, TABLE
+from herder.serve.dialects.openai_responses_fields import COUNT, INPUT_ITEMS, RETRIEVE, TABLE
 from herder.serve.dialects.openai_responses_items import Item, with_ids
-from herder.serve.dialects.openai_responses_request import INCLUDES, Asked, parse
+from herder.serve.dialects.openai_responses_request import INCLUDES, Asked, parse, parse_count
 from herder.serve.dialects.openai_responses_stream import Stream
 from herder.serve.fields import FieldError, Table, checked
 from herder.serve.problems import Refusal
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from herder.serve.server import Server
 
 NAME = "openai_responses"
-TABLES = (TABLE, RETRIEVE, INPUT_ITEMS)
+TABLES = (TABLE, COUNT, RETRIEVE, INPUT_ITEMS)
 STORE = "responses"  # in Server.extra
 error = openai_error.error
 
@@ -48,8 +48,27 @@ def store_of(server: Server) -> ResponseStore:
 
 
 async def create(request: Request, server: Server) -> _Kept:
+    """Answers, and stores the answer."""
     call = await server.call(request)
     asked = parse(call)
+    wanted, items = await _joined(request, server, asked)
+    return _Kept(server, request, asked, wanted, items, call.body)
+
+
+async def input_tokens(request: Request, server: Server) -> Response:
+    """Counts the tokens of the prompt that a request would have."""
+    from herder.serve import exchange
+    from herder.serve.prompts import count_tokens
+
+    wanted, _ = await _joined(request, server, parse_count(await server.call(request)))
+    async with server.use(request, wanted.model) as llm:
+        tokens = await count_tokens(llm, wanted)
+        exchange.of(request.scope).prompt_tokens = tokens
+    return await _json({"object": "response.input_tokens", "input_tokens": tokens})
+
+
+async def _joined(request: Request, server: Server, asked: Asked) -> tuple[ChatRequest, Sequence[Item]]:
+    """The request with the conversation that it continues, and its own items without references."""
     owner = server.principal(request).key
     history: Sequence[Item] = ()
     items: Sequence[Item] = asked.items
@@ -61,8 +80,7 @@ async def create(request: Request, server: Server) -> _Kept:
             raise Refusal(problem) from None
     if any(item["type"] == "item_reference" for item in items):
         items = [await _resolved(store_of(server), item, i, owner) for i, item in enumerate(items)]
-    wanted = await asyncio.to_thread(asked.request, history, items)
-    return _Kept(server, request, owner, asked, wanted, items, call.body)
+    return await asyncio.to_thread(asked.request, history, items), items
 
 
 async def _resolved(store: ResponseStore, item: Item, index: int, owner: str) -> Item:
@@ -81,13 +99,13 @@ class _Kept:
         self,
         server: Server,
         request: Request,
-        owner: str,
         asked: Asked,
         wanted: ChatRequest,
         items: Sequence[Item],
         body: Mapping[str, Any],
     ) -> None:
-        self._server, self._owner, self._asked, self._items = server, owner, asked, items
+        self._server, self._asked, self._items = server, asked, items
+        self._owner = server.principal(request).key
         self._streams = wanted.stream
         self._saving: asyncio.Future[None] | None = None
         self._reply: Reply = server.reply(request, wanted, self._answer, self._stream, body)
@@ -121,12 +139,14 @@ class _Kept:
 
 # What is stored ------------------------------------------------------------------------------------------------------
 async def retrieve(request: Request, server: Server) -> Response:
+    """Gives a stored response."""
     await _query(request, server, RETRIEVE)
     stored = await _stored(request, server)
     return await _json({**stored.body, "output": stored.output})
 
 
 async def delete(request: Request, server: Server) -> Response:
+    """Deletes a stored response."""
     id = request.path_params["response_id"]
     try:
         await store_of(server).delete(id, server.principal(request).key)
@@ -136,6 +156,7 @@ async def delete(request: Request, server: Server) -> Response:
 
 
 async def cancel(request: Request, server: Server) -> Response:
+    """Refuses: none runs in the background."""
     stored = await _stored(request, server)
     raise Refusal(
         Problem("invalid", f"{stored.id} has ended: only a response that runs in the background is cancelled")
@@ -143,6 +164,7 @@ async def cancel(request: Request, server: Server) -> Response:
 
 
 async def input_items(request: Request, server: Server) -> Response:
+    """Lists the input of a stored response."""
     query = await _query(request, server, INPUT_ITEMS)
     limit = query.get("limit", "20")
     if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= 100):
@@ -201,6 +223,7 @@ async def _json(document: Mapping[str, Any]) -> Response:
 
 ROUTES = (
     Other("POST", "/v1/responses", create),
+    Other("POST", "/v1/responses/input_tokens", input_tokens),
     Other("GET", "/v1/responses/{response_id}", retrieve),
     Other("DELETE", "/v1/responses/{response_id}", delete),
     Other("POST", "/v1/responses/{response_id}/cancel", cancel),

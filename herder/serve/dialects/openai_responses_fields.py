@@ -1,4 +1,4 @@
-"""Every field of OpenAI's responses: of a new one, of one that is read back, and of the list of its input."""
+"""Every field of OpenAI's responses: of a new one, of a count, of one that is read back, of the list of its input."""
 
 from __future__ import annotations
 
@@ -191,6 +191,29 @@ TABLE = Table(
         *_ADDED,
         *(field for field in openai_options.EXTENSIONS if field.name != "truncate_prompt_tokens"),
         *openai_constraints.EXTENSIONS,
+    ),
+)
+
+# A count takes what makes the prompt.
+_COUNTED = ("input", "tools", "tool_choice", "text", "reasoning")
+_COUNTED_TOO = ("model", "instructions", "previous_response_id", "parallel_tool_calls", "truncation", "conversation")
+
+
+def _is_counted(field: Field) -> bool:
+    name = field.name.partition(".")[0].removesuffix("[]")
+    return name in _COUNTED or field.name in _COUNTED_TOO
+
+
+COUNT = Table(
+    "POST /v1/responses/input_tokens",
+    "openai.types.responses.InputTokenCountParams",
+    (
+        *(field for field in TABLE.fields if _is_counted(field)),
+        refused("personality", "say in the instructions how the model shall sound"),
+    ),
+    (
+        *(field for field in TABLE.extensions if field.name.startswith("input[]")),
+        supported("chat_template_kwargs", "the options of the model's chat format (docs/chat.md)"),
     ),
 )
 

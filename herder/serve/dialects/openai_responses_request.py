@@ -13,7 +13,7 @@ from herder.serve.dialect import Call
 from herder.serve.dialects import openai_options as options
 from herder.serve.dialects.openai_chat_request import at_field
 from herder.serve.dialects.openai_constraints import structured_outputs
-from herder.serve.dialects.openai_responses_fields import MAX_TOOLS, TABLE, TOOL_KINDS
+from herder.serve.dialects.openai_responses_fields import COUNT, MAX_TOOLS, TABLE, TOOL_KINDS
 from herder.serve.dialects.openai_responses_items import Item, messages, read_items
 from herder.serve.fields import FieldError, checked
 from herder.serve.wire import ChatRequest, Constraint, Named
@@ -113,6 +113,11 @@ def parse(call: Call) -> Asked:
             "user": body.get("user"),
         },
     )
+
+
+def parse_count(call: Call) -> Asked:
+    """A request whose prompt is counted only. Raises FieldError."""
+    return parse(Call(checked(call.body, COUNT, call.dropped), dropped=call.dropped))
 
 
 def _logprobs(body: Mapping[str, Any]) -> int | None:

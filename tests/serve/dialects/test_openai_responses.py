@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from openai.types.responses import input_item_list_params, response_create_params, response_retrieve_params
+from openai.types.responses import (
+    input_item_list_params,
+    input_token_count_params,
+    response_create_params,
+    response_retrieve_params,
+)
 
 from herder.chat.message import ImagePart, Message, ToolCall
 from herder.serve.dialect import Call
-from herder.serve.dialects.openai_responses_fields import INPUT_ITEMS, RETRIEVE, TABLE
+from herder.serve.dialects.openai_responses_fields import COUNT, INPUT_ITEMS, RETRIEVE, TABLE
 from herder.serve.dialects.openai_responses_request import Asked, parse
 from herder.serve.fields import FieldError
 from herder.serve.wire import ChatRequest, Constraint, Named
@@ -52,6 +57,11 @@ def test_the_tables_have_every_field_of_the_client() -> None:
         response_retrieve_params.ResponseRetrieveParamsStreaming,
     )
     assert_complete(INPUT_ITEMS, input_item_list_params.InputItemListParams)
+    assert_complete(
+        COUNT,
+        input_token_count_params.InputTokenCountParams,
+        whole=("input[].content[].annotations", "input[].content[].logprobs"),
+    )
 
 
 # Requests ------------------------------------------------------------------------------------------------------------

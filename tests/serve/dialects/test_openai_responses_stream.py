@@ -8,7 +8,7 @@ from typing import Any
 
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import Response, ResponseStreamEvent
@@ -84,6 +84,7 @@ def test_events_join_to_the_answer(data: st.DataObject, logprobs: bool, summary:
     assert numbers == sorted(numbers)  # one item after the other
 
 
+@settings(max_examples=30)
 @given(streams(1))
 def test_the_client_s_own_snapshot_is_the_answer(events: list[AnswerEvent]) -> None:
     found, _ = streamed(events, tools=[WEATHER])
