@@ -44,11 +44,17 @@ def _config(parsed: Parsed) -> Config:
         "cors": tuple(parsed.cors) or None,
         "offline": parsed.offline or None,
         "lenient": parsed.lenient or None,
+        "tls_certificate": parsed.tls_certificate,
+        "tls_key": parsed.tls_key,
     }
     config = replace(config, **{name: value for name, value in given.items() if value is not None})
     limits = {"queue": parsed.max_queue, "body": parsed.max_body}
     config = replace(
         config, limits=replace(config.limits, **{name: value for name, value in limits.items() if value is not None})
+    )
+    logging = {"audit": parsed.audit, "prompts": parsed.log_prompts or None}
+    config = replace(
+        config, logging=replace(config.logging, **{name: value for name, value in logging.items() if value is not None})
     )
     named = {spec.name: spec for spec in config.models}
     loading = {
@@ -109,14 +115,18 @@ COMMANDS = {
             Option("--port", INTEGER, "The port; 8080 unless given, 0 takes a free one"),
             Option("--config", FILE, "A TOML file; what the command line says comes before it"),
             Option("--check", None, "Check the configuration, print what would run, and end"),
-            Option("--alias", TEXT, "ALIAS=NAME: another name for a served model; may be given several times", many=True),
+            Option("--alias", TEXT, "ALIAS=NAME: another name for a served model; again for each", many=True),
             Option("--keys", FILE, "The database of API keys, which `herder keys create` makes"),
             Option("--memory", TEXT, "Memory for all models together, such as 24GiB; without it, what is free"),
-            Option("--parallel", COUNT, "Sequences of the full context that a model's KV cache is to hold; 8 unless given"),
+            Option("--parallel", COUNT, "Sequences of the full context that a KV cache is to hold; 8 unless given"),
             Option("--idle", NUMBER, "Unload a model after so many seconds without a request; 0 never does"),
             Option("--max-queue", INTEGER, "Requests that may wait for a model; more are told when to come again"),
             Option("--max-body", INTEGER, "Most bytes of a request"),
             Option("--cors", TEXT, "An origin whose pages may call the server; may be given several times", many=True),
+            Option("--tls-certificate", FILE, "A PEM file; with --tls-key the server speaks HTTPS"),
+            Option("--tls-key", FILE, "The certificate's key, PEM, readable by nobody else"),
+            Option("--audit", FILE, "A file to which a JSON line is written for each request: who asked for what"),
+            Option("--log-prompts", None, "Write prompts to the log and the audit file, where they are not otherwise"),
             Option("--lenient", None, "Leave out fields that are not supported, and name them in a header"),
             SPECULATE,
             TEMPLATE,
@@ -134,8 +144,7 @@ COMMANDS = {
             "herder serve smollm2",
             "herder serve llama3.2:1b --alias gpt-4o-mini=llama3.2:1b --port 8000",
             "herder serve --config herder.toml --check",
-            "curl http://127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' "
-            '-d \'{"model": "smollm2", "messages": [{"role": "user", "content": "Hello"}]}\'',
+            "curl http://127.0.0.1:8080/v1/models",
         ),
     )
 }

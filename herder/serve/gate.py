@@ -79,5 +79,5 @@ class Open:
 
 
 def address_of(connection: HTTPConnection) -> str:
-    """The client's, as the socket has it or as a trusted proxy names it (uvicorn's proxy_headers)."""
+    """The client's, as the socket has it: what headers say of it anybody can write."""
     return connection.client.host if connection.client is not None else ""

@@ -64,3 +64,13 @@ def test_what_is_wrong_with_the_files_is_one_line(files: Path) -> None:
     key.chmod(0o640)
     check_tls(good)
     check_tls(replace(good, tls_certificate=None, tls_key=None))
+
+
+def test_the_command_line_says_files_and_logs() -> None:
+    from herder.cli.serve import COMMANDS, _config
+
+    words = ["tiny", "--tls-certificate", "a", "--tls-key", "b", "--audit", "c", "--log-prompts"]
+    made = _config(COMMANDS["serve"].parse(words))
+    assert (made.tls_certificate, made.tls_key) == ("a", "b")
+    assert made.logging.audit == "c" and made.logging.prompts and made.logging.requests
+    assert not _config(COMMANDS["serve"].parse(["tiny"])).logging.prompts
