@@ -102,25 +102,21 @@ async def _vectors(
     asked: AskedVectors,
     document: Callable[[list[list[float]], int, float, float], dict[str, Any]],
 ) -> ASGIApp:
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import JSONResponse
 
     from herder.serve.evaluations import embed as evaluate
-    from herder.serve.reply import Leaving
 
     started = monotonic()
     served = served_as(request, server, asked.wanted.model)
     load = await _loaded(server, served, asked.context)
     exchange = exchanges.of(request.scope)
-    found: dict[str, Any] | None = None
-    leaving = Leaving(request.receive, exchange)
-    async with leaving, server.use(request, served.name) as llm:
+    async with server.use(request, served.name) as llm:
         _keep(served, asked.keep)
         inputs, exchange.truncated = await asyncio.to_thread(_inputs, llm, asked)
         vectors, tokens = await evaluate(llm, replace(asked.wanted, inputs=inputs))
         exchange.prompt_tokens, exchange.reasons = tokens, ("stop",)
         found = document(vectors, tokens, monotonic() - started, load)
-        leaving.answered()
-    return Response(status_code=499) if found is None else JSONResponse(found)
+        return await asyncio.to_thread(JSONResponse, found)
 
 
 def _inputs(llm: LLM, asked: AskedVectors) -> tuple[tuple[tuple[int, ...], ...], int]:
