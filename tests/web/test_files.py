@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,27 @@ def test_fields_become_a_schema() -> None:
         },
         "additionalProperties": False,
     }
+
+
+@pytest.mark.slow
+def test_the_wheel_has_them(tmp_path: Path) -> None:
+    options = [
+        "--no-deps",
+        "--no-build-isolation",
+        "-Cwheel.cmake=false",
+        f"-Cbuild-dir={tmp_path}",
+        "-w",
+        str(tmp_path),
+    ]
+    command = [sys.executable, "-m", "pip", "wheel", "-q", *options, str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {
+            name: archive.read(name) for name in archive.namelist() if name.startswith("herder/serve/web/static/")
+        }
+    assert packed == {f"herder/serve/web/static{name}": file.body for name, file in static_files().items()}
 
 
 @pytest.mark.slow

@@ -7,23 +7,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 pytest.importorskip("playwright.sync_api", reason="pip install -r constraints/test.txt")
-from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
 from tests.web.double import Double
-from tests.web.talking import ask, last_answer
+from tests.web.talking import ask, last_answer, violations
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 BACKGROUND = "getComputedStyle(document.documentElement).backgroundColor"
 WIDE = "document.documentElement.scrollWidth > innerWidth"
-
-
-def violations(page: Page) -> list[str]:
-    """What axe-core finds against WCAG 2.2 AA and its own good practice."""
-    found = Axe().run(page).response["violations"]
-    return [f"{one['id']}: {node['html'][:200]}" for one in found for node in one["nodes"]]
 
 
 def test_colours_follow_the_system_until_told_otherwise(page: Page) -> None:

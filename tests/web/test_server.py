@@ -21,7 +21,7 @@ from herder.serve.server import Server
 from tests.serve.live import Live, live
 from tests.serve.models import fake_llm, server_of
 from tests.web.conftest import Watch
-from tests.web.talking import ask, last_answer
+from tests.web.talking import ask, last_answer, violations
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -138,5 +138,6 @@ def test_the_description_shows_every_route(at_real: Page, real: Live) -> None:
     document = at_real.request.get(real.url + "/openapi.json").json()
     count = sum(len(methods) for methods in document["paths"].values())
     expect(at_real.locator("details")).to_have_count(count)
+    assert violations(at_real) == []
     at_real.locator("summary", has_text="/v1/chat/completions").click()
     expect(at_real.get_by_role("cell", name="temperature", exact=True).first).to_be_visible()

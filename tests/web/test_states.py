@@ -32,10 +32,13 @@ def test_a_key_is_asked_for_and_used(page: Page, server: Double) -> None:
     page.reload()
     expect(page.get_by_role("combobox", name="Model")).to_be_visible()
     assert page.evaluate("localStorage.getItem('herder.key')") is None, "kept for the tab only, unless asked"
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_role("button", name="Forget the API key").click()
+    expect(dialog).to_be_visible()
 
 
 def test_a_busy_server_says_when(page: Page, server: Double) -> None:
-    server.refusals.append((429, {"retry-after": "2"}, {"message": "too many requests a minute"}))
+    server.refusals.append((429, {"retry-after": "1"}, {"message": "too many requests a minute"}))
     ask(page, "hello")
     alert = page.get_by_role("alert")
     expect(alert).to_contain_text("The server is busy")

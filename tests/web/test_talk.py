@@ -162,14 +162,15 @@ def test_settings_are_sent_and_kept(page: Page, server: Double) -> None:
     panel = page.get_by_role("complementary", name="Settings")
     panel.get_by_label("System prompt").fill("Be brief.")
     for label, value in (
-        ("Temperature", "0.5"),
+        ("Temperature", "0.33"),
         ("Top-k", "40"),
         ("Min-p", "0.05"),
         ("Seed", "7"),
         ("Most tokens", "64"),
     ):
         panel.get_by_label(re.compile(label)).fill(value)
-    panel.get_by_label(re.compile("Top-p")).fill("3")  # out of range: not taken
+    panel.get_by_label(re.compile("Top-p")).fill("3")  # not taken
+    expect(panel.get_by_text("between 0.01 and 1")).to_be_visible()
     panel.get_by_label(re.compile("Stop at")).fill("END\n###")
     panel.get_by_label(re.compile("JSON schema")).fill('{"type": "object"')
     expect(panel.get_by_text("Not JSON yet")).to_be_visible()
@@ -178,9 +179,9 @@ def test_settings_are_sent_and_kept(page: Page, server: Double) -> None:
     sent = server.bodies[-1]
     assert sent["messages"][0] == {"role": "system", "content": "Be brief."}
     schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": {"type": "object"}}}
-    expected = {"temperature": 0.5, "top_k": 40, "min_p": 0.05, "seed": 7, "max_tokens": 64, "stop": ["END", "###"]}
+    expected = {"temperature": 0.33, "top_k": 40, "min_p": 0.05, "seed": 7, "max_tokens": 64, "stop": ["END", "###"]}
     assert {name: sent[name] for name in expected} == expected and sent["response_format"] == schema
     assert "top_p" not in sent
     page.reload()
     page.get_by_role("button", name="Settings").click()
-    expect(panel.get_by_label(re.compile("Temperature"))).to_have_value("0.5")
+    expect(panel.get_by_label(re.compile("Temperature"))).to_have_value("0.33")

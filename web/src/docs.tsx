@@ -47,6 +47,9 @@ function Page({ info, paths }: Description) {
           ))}
         </section>
       ))}
+      <p class="foot">
+        The pages of this server are made with other people’s work: <a href="licences.txt">their licences</a>.
+      </p>
     </main>
   );
 }

@@ -25,6 +25,7 @@ export const announcement = signal(""); // for screen readers
 export const notice = signal(""); // a line for everybody, for a moment
 export const query = signal("");
 export const asksForKey = signal(false);
+export const keyed = signal(api.hasKey()); // a key is sent with every request
 
 /** What the next new conversation starts with. */
 export const draft = signal<{ model: string; system: string; settings: Settings }>({ model: "", system: "", settings: {} });
@@ -88,8 +89,11 @@ export async function findModels(): Promise<void> {
 
 export async function useKey(key: string, remember: boolean): Promise<void> {
   api.setKey(key, remember);
+  keyed.value = api.hasKey();
   await findModels();
 }
+
+export const forgetKey = (): Promise<void> => useKey("", false);
 
 // Conversations ------------------------------------------------------------------------------------------------------
 export function show(id: string | null): void {

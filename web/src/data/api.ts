@@ -28,6 +28,8 @@ export class RequestFailed extends Error {
 const KEY = "herder.key";
 let key = sessionStorage.getItem(KEY) ?? localStorage.getItem(KEY) ?? "";
 
+export const hasKey = (): boolean => key !== "";
+
 export function setKey(value: string, remember: boolean): void {
   key = value;
   sessionStorage.setItem(KEY, value);

@@ -21,7 +21,8 @@ interface Props {
 
 const SPEAKERS = { user: "You", assistant: "Answer", tool: "Result" };
 
-export function Message({ turn, live, last }: Props) {
+/** Drawn again only when it changes itself, not with every word of the answer below it. */
+export const Message = memo(({ turn, live, last }: Props) => {
   return (
     <article class={`message ${turn.role}${last ? " last" : ""}`} aria-busy={live} aria-label={SPEAKERS[turn.role]}>
       {turn.role === "user" && <Question turn={turn} />}
@@ -31,7 +32,7 @@ export function Message({ turn, live, last }: Props) {
       {!live && editing.value !== turn.id && turn.role !== "tool" && <Actions turn={turn} />}
     </article>
   );
-}
+});
 
 function Question({ turn }: { turn: Turn }) {
   if (editing.value === turn.id) return <Editor turn={turn} />;

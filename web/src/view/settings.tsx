@@ -5,7 +5,7 @@ import { useEffect } from "preact/hooks";
 
 import type { Settings as Values } from "../data/conversation";
 import { settingsOpen } from "../layout";
-import { chosen, configure, model } from "../state";
+import { chosen, configure, forgetKey, keyed, model } from "../state";
 import { IconButton } from "./icons";
 
 interface Numeric {
@@ -81,11 +81,23 @@ export function Settings() {
       <button type="button" class="button" onClick={() => configure({ system: "", settings: {} })}>
         Back to the model’s own
       </button>
+      {keyed.value && (
+        <button type="button" class="button" onClick={() => void forgetKey()}>
+          Forget the API key
+        </button>
+      )}
     </aside>
   );
 }
 
-function NumberField({ name, label, hint, ...range }: Numeric) {
+function NumberField({ name, label, hint, min, max = Infinity, step }: Numeric) {
+  const wrong = useSignal(false);
+  const read = ({ value, validity }: HTMLInputElement): void => {
+    const number = value === "" ? undefined : Number(value);
+    const fits = number === undefined || (number >= min && number <= max && (step < 1 || Number.isInteger(number)));
+    wrong.value = validity.badInput || !fits; // then the last good value stays
+    if (!wrong.value) change({ [name]: number });
+  };
   return (
     <label>
       {label}
@@ -95,18 +107,20 @@ function NumberField({ name, label, hint, ...range }: Numeric) {
         type="number"
         inputMode="decimal"
         placeholder="model’s own"
-        {...range}
+        min={min}
+        max={max === Infinity ? undefined : max}
+        step={step}
+        aria-invalid={wrong.value}
         value={chosen.value.settings[name] ?? ""}
-        onInput={(event) => {
-          const field = event.currentTarget;
-          // A number that is being typed may be out of range; it counts once it is not.
-          if (field.value === "" && field.validity.valid) change({ [name]: undefined });
-          else if (field.checkValidity()) change({ [name]: field.valueAsNumber });
-        }}
+        onInput={(event) => read(event.currentTarget)}
       />
+      {wrong.value && <small class="problem">{range(min, max)}</small>}
     </label>
   );
 }
+
+const range = (min: number, max: number): string =>
+  max === Infinity ? `a whole number, ${min} or more` : `between ${min} and ${max}`;
 
 interface Json {
   name: "schema" | "tools";
