@@ -280,7 +280,7 @@ def measure(spec: ModelSpec, available: int | None, *, parallel: int, offline: b
 
 def load(spec: ModelSpec, need: Need, *, offline: bool) -> LLM:
     """Blocks. Raises HerderError."""
-    from herder import assemble
+    from herder.assemble import load as load_model
     from herder.serve.catalogue import local_path
 
     template = None
@@ -290,7 +290,7 @@ def load(spec: ModelSpec, need: Need, *, offline: bool) -> LLM:
                 template = file.read()
         except (OSError, UnicodeDecodeError) as error:
             raise HerderError(f"the template {spec.template} of {spec.name} cannot be read: {error}") from None
-    return assemble.load(
+    return load_model(
         local_path(spec, offline),
         runtime=spec.runtime,
         device=spec.device,
