@@ -84,7 +84,8 @@ def schema(value: Any, where: str) -> dict[str, Any]:
     try:
         check_json(found, where)
     except UsageError as error:
-        raise FieldError(str(error), where) from None
+        # The path in it may be of names that a stranger chose.
+        raise FieldError("".join([c if c.isprintable() else "?" for c in str(error)])[:300], where) from None
     return dict(found)
 
 

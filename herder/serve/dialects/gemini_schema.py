@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from herder.serve.fields import FieldError
 
 _TYPES = {name.upper(): name for name in ("string", "number", "integer", "boolean", "array", "object", "null")}
 _COUNTS = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
+_PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,63}")  # a stranger's name that may stand in an error
 _BOUNDS = {"int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
 _IMPLIED = ("enum", "float", "double")  # formats that the type or the enum says already
 
@@ -28,7 +30,7 @@ def _schema(value: Any, where: str, closed: bool) -> dict[str, Any]:
     for name, inner in given.items():
         read = _READERS.get(name)
         if read is None:
-            raise FieldError(f"{where}.{name} is not a field of a schema"[:200], where)
+            raise FieldError(f"{where} has {values.kind(name)}, which is not a field of a schema", where)
         read(found, name, inner, f"{where}.{name}", closed)
     if "propertyOrdering" in given and "properties" in found:
         found["properties"] = _ordered(found["properties"], given["propertyOrdering"], f"{where}.propertyOrdering")
@@ -106,7 +108,8 @@ def _inner(found: dict[str, Any], name: str, value: Any, where: str, closed: boo
 
 
 def _named(found: dict[str, Any], name: str, value: Any, where: str, closed: bool) -> None:
-    inner = {key: _schema(one, f"{where}.{key}"[:200], closed) for key, one in values.mapping(value, where).items()}
+    schemas = values.mapping(value, where).items()
+    inner = {key: _schema(one, f"{where}.{key}" if _PLAIN.fullmatch(key) else where, closed) for key, one in schemas}
     found["$defs" if name == "defs" else name] = inner
 
 

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 from hypothesis import strategies as st
 
+from herder.core.errors import UsageError
 from herder.serve.fields import Table
+
+UNSAFE = ("\n", "\ud800", "é")  # a line break, half a character, beyond ASCII
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """What the block reads may be refused, in one line that can be sent."""
+    try:
+        yield
+    except UsageError as error:
+        said = str(error)
+        assert said.isprintable() and len(said.encode()) < 1000, ascii(said)
 
 
 def bodies(table: Table, *words: str, **least: Any) -> st.SearchStrategy[dict[str, Any]]:
@@ -14,9 +29,14 @@ def bodies(table: Table, *words: str, **least: Any) -> st.SearchStrategy[dict[st
     known = (*table.fields, *table.extensions)
     names = sorted({part.strip("[]{}") for field in known for part in field.name.split(".")})
     leaves = st.one_of(
-        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(max_size=5), st.sampled_from(words)
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(allow_nan=False),
+        st.text(max_size=5),
+        st.sampled_from((*words, *UNSAFE)),
     )
-    keys = st.sampled_from(names) | st.text(max_size=5)
+    keys = st.sampled_from((*names, *UNSAFE)) | st.text(max_size=5)
 
     def larger(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
         return st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=4)

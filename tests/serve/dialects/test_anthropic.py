@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 from typing import Any
 
 import pytest
@@ -11,14 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herder.chat.message import ImagePart, Message, Tool, ToolCall
-from herder.core.errors import UsageError
 from herder.core.request import Constraint
 from herder.serve.dialect import Call, Problem
 from herder.serve.dialects import anthropic
 from herder.serve.dialects.anthropic_fields import COUNT_TOKENS, MESSAGES
 from herder.serve.fields import FieldError
 from herder.serve.wire import ChatRequest, Named
-from tests.serve.dialects.bodies import bodies
+from tests.serve.dialects.bodies import bodies, refusing
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -294,11 +292,11 @@ WORDS = (
 
 @given(bodies(MESSAGES, *WORDS, model="m", max_tokens=9, messages=[USER]), st.booleans())
 def test_any_body_is_read_or_refused(body: dict[str, Any], lenient: bool) -> None:
-    with contextlib.suppress(UsageError):
+    with refusing():
         anthropic.parse(Call(body, dropped=[] if lenient else None))
 
 
 @given(bodies(COUNT_TOKENS, *WORDS, model="m", messages=[USER]))
 def test_any_body_is_counted_or_refused(body: dict[str, Any]) -> None:
-    with contextlib.suppress(UsageError):
+    with refusing():
         anthropic.parse_count(Call(body))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 from typing import Any
 
@@ -12,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from herder.chat.message import Message, Tool, ToolCall
-from herder.core.errors import UsageError
 from herder.core.request import Constraint
 from herder.serve.dialect import Call, Problem
 from herder.serve.dialects import gemini
@@ -20,7 +18,7 @@ from herder.serve.dialects.gemini_fields import COUNT_TOKENS, EMBED, GENERATE
 from herder.serve.dialects.gemini_stream import Generation
 from herder.serve.fields import FieldError
 from herder.serve.wire import Named
-from tests.serve.dialects.bodies import bodies
+from tests.serve.dialects.bodies import bodies, refusing
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -266,12 +264,12 @@ WORDS = ("user", "model", "text", "image/png", "STRING", "OBJECT", "ANY", "BLOCK
 
 @given(bodies(GENERATE, *WORDS, contents=[USER]), st.booleans())
 def test_any_body_is_read_or_refused(body: dict[str, Any], lenient: bool) -> None:
-    with contextlib.suppress(UsageError):
+    with refusing():
         gemini.parse(Call(body, PATH, dropped=[] if lenient else None))
 
 
 @given(bodies(COUNT_TOKENS, *WORDS, contents=[USER]) | bodies(EMBED, *WORDS, content=USER))
 def test_any_body_is_counted_and_embedded_or_refused(body: dict[str, Any]) -> None:
     for parse in (gemini.parse_count, gemini.parse_embed, gemini.parse_batch):
-        with contextlib.suppress(UsageError):
+        with refusing():
             parse(Call(json.loads(json.dumps(body)), PATH))  # type: ignore[operator]
