@@ -36,6 +36,8 @@ def error(problem: Problem) -> tuple[int, dict[str, str], dict[str, Any]]:
     headers = {}
     if problem.retry_after is not None:
         headers["retry-after"] = str(max(1, math.ceil(problem.retry_after)))
+    if problem.kind == "timeout":
+        headers["x-should-retry"] = "false"  # the clients would repeat what the caller has no more time for
     if problem.kind == "unauthorized":
         headers["www-authenticate"] = "Bearer"  # RFC 9110 asks for it
     return _KINDS[problem.kind][0], headers, body(problem)
