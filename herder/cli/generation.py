@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from herder.cli.command import COUNT, FILE, INTEGER, NUMBER, TEXT, Option, Parsed, choice
 from herder.cli.pull import OFFLINE
+from herder.core.errors import HerderError, UsageError
 
 if TYPE_CHECKING:
     from herder.completion import CompletionStream
@@ -29,6 +31,12 @@ LIMITS = (
         "--max-tokens", COUNT, "Stop after this many tokens; without it, when the model ends or the context is full"
     ),
     Option("--stop", TEXT, "End the answer before this text; may be given several times", many=True),
+)
+FORMS = (
+    Option("--schema", FILE, "Answer with JSON that this JSON Schema admits"),
+    Option("--regex", TEXT, "Answer with a text that this regular expression matches whole"),
+    Option("--choice", TEXT, "Answer with one of these texts; given once for each", many=True),
+    Option("--grammar", FILE, "Answer with what this grammar admits, in llguidance's kind of Lark"),
 )
 LOADING = (
     Option("--context", COUNT, "Longest prompt plus answer, in tokens; without it the model's, at most 8192"),
@@ -64,6 +72,23 @@ def sampling_options(parsed: Parsed) -> dict[str, Any]:
     given = {name: value for name, value in values.items() if value is not None}
     Sampling(**given)
     return given
+
+
+def form_options(parsed: Parsed) -> dict[str, Any]:
+    """The FORMS that were given, named as herder.LLM takes them. Raises UsageError for a file that is no JSON."""
+    from herder.cli.terminal import read_file
+
+    given: dict[str, Any] = {"regex": parsed.regex, "choice": parsed.choice or None}
+    if parsed.schema is not None:
+        try:
+            given["schema"] = json.loads(read_file(parsed.schema))
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, HerderError):
+                raise
+            raise UsageError(f"{parsed.schema} is not JSON: {error}") from None
+    if parsed.grammar is not None:
+        given["grammar"] = read_file(parsed.grammar)
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def read_template(path: str | None) -> str | None:

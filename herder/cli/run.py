@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 from herder.cli.command import FILE, INTEGER, TEXT, Argument, Command, Option, Parsed
 from herder.cli.generation import (
     CHAT_FORMAT,
+    FORMS,
     LIMITS,
     LOADING,
     SAMPLING,
     SPECULATE,
     SYSTEM,
     TEMPLATE,
+    form_options,
     loaded,
     read_template,
     sampling_options,
@@ -40,7 +42,7 @@ def run(parsed: Parsed) -> int:
         for name in ("system", "template", "chat_format", "image"):
             if getattr(parsed, name):
                 raise UsageError(f"{plain} uses no chat format: leave out --{name.replace('_', '-')}, or {plain}")
-    options = sampling_options(parsed) | {"max_tokens": parsed.max_tokens, "stop": parsed.stop}
+    options = sampling_options(parsed) | {"max_tokens": parsed.max_tokens, "stop": parsed.stop} | form_options(parsed)
     template = read_template(parsed.template)
     images = [image_part(path) for path in parsed.image]
     prompt = _prompt(parsed)
@@ -178,6 +180,7 @@ COMMANDS = {
             Option("--raw", None, "Continue the prompt as plain text, without the model's chat format"),
             Option("--suffix", TEXT, "Fill the gap between the prompt and this text, with Code Llama"),
             *LIMITS,
+            *FORMS,
             *SAMPLING,
             Option(
                 "--logprobs", INTEGER, "With --json: log-probabilities, and of N alternatives to each token", bare=0
@@ -199,6 +202,7 @@ COMMANDS = {
             "herder run smollm2 'Why is the sky blue?'",
             "herder run smollm2 'Summarize this text.' < notes.txt",
             "herder run smollm2 --raw --temperature 0 --max-tokens 20 'Once upon a time'",
+            "herder run smollm2 'Is the sky blue?' --choice yes --choice no",
             "herder run smollm2 --json --logprobs 3 --seed 1 'Hello' | jq .text",
         ),
     )

@@ -109,7 +109,8 @@ class FakeLLM:
         if length > self.context:
             raise ContextOverflow(f"the prompt has {length} tokens", prompt_tokens=length, limit=self.context)
         limit = options.pop("max_tokens", None)
-        options.pop("stop", None)
+        for name in ("stop", "schema", "regex", "choice", "grammar"):
+            options.pop(name, None)
         sampling = Sampling(**options)
         pieces = re.findall(r"\S+\s*|\s+", self.answer(text))
 

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -259,3 +260,29 @@ def test_debug_shows_the_traceback(run: Run, llm: FakeLLM) -> None:
 
     with pytest.raises(ModelNotFound):
         run("--debug", "run", "nothing", "hi")
+
+
+def test_the_form_of_the_answer_reaches_the_model(
+    run: Run, llm: FakeLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"type": "object"}')
+    grammar.write_text('start: "a"')
+    for words, expected in [
+        (["--schema", str(schema)], {"schema": {"type": "object"}}),
+        (["--grammar", str(grammar)], {"grammar": 'start: "a"'}),
+        (["--regex", "a+"], {"regex": "a+"}),
+        (["--choice", "yes", "--choice=no"], {"choice": ["yes", "no"]}),
+    ]:
+        seen: dict[str, object] = {}
+        real = FakeLLM._start
+
+        def start(prompt: object, text: str, given: dict[str, object], seen: dict[str, object] = seen) -> object:
+            seen.update(given)
+            return real(llm, prompt, text, given)
+
+        monkeypatch.setattr(llm, "_start", start)
+        assert run("run", "fake", *words, "hi").code == 0
+        assert {name: seen[name] for name in expected} == expected
+    result = run("run", "fake", "--schema", str(grammar), "hi")
+    assert result.code == 2 and "is not JSON" in result.err and result.err.count("\n") == 1
