@@ -34,19 +34,19 @@ error = ollama_encoding.error
 
 
 async def chat(request: Request, server: Server) -> ASGIApp:
-    """The next message of a conversation; without messages, the model is loaded or unloaded"""
+    """The next message of a conversation; without messages, the model is loaded or unloaded."""
     call = await server.call(request)
     return await _reply(request, server, call, ollama_request.chat(call), chats=True)
 
 
 async def generate(request: Request, server: Server) -> ASGIApp:
-    """The answer to one prompt, or its continuation; without one, the model is loaded or unloaded"""
+    """The answer to one prompt, or its continuation; without one, the model is loaded or unloaded."""
     call = await server.call(request)
     return await _reply(request, server, call, ollama_request.generate(call), chats=False)
 
 
 async def embed(request: Request, server: Server) -> ASGIApp:
-    """A vector of length 1 for each text"""
+    """A vector of length 1 for each text."""
     call = await server.call(request)
 
     def document(vectors: list[list[float]], tokens: int, seconds: float, load: float) -> dict[str, Any]:
@@ -62,7 +62,7 @@ async def embed(request: Request, server: Server) -> ASGIApp:
 
 
 async def embeddings(request: Request, server: Server) -> ASGIApp:
-    """The vector of one text, as long as it is"""
+    """The vector of one text, as long as it is."""
     call = await server.call(request)
 
     def document(vectors: list[list[float]], tokens: int, seconds: float, load: float) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class _Gone(Exception):
 
 
 async def pull(request: Request, server: Server) -> Response:
-    """Fetches a model, with its progress as it comes, and serves it"""
+    """Fetches a model, with its progress as it comes, and serves it."""
     from starlette.responses import JSONResponse, StreamingResponse
 
     call = await server.call(request)
@@ -72,7 +72,7 @@ async def pull(request: Request, server: Server) -> Response:
 
 
 async def delete(request: Request, server: Server) -> Response:
-    """Deletes a model's files from this machine and serves it no longer"""
+    """Deletes a model's files from this machine and serves it no longer."""
     from starlette.responses import Response
 
     from herder.weights import store
@@ -94,7 +94,7 @@ async def delete(request: Request, server: Server) -> Response:
 
 def _remedy(message: str) -> Callable[[Request, Server], Awaitable[Response]]:
     async def remedy(request: Request, server: Server) -> Response:
-        """Not served: the error says what to do instead"""
+        """Not served: the error says what to do instead."""
         raise Refusal(Problem("invalid", message))
 
     return remedy

@@ -154,7 +154,7 @@ def _info(card: Card) -> dict[str, Any]:
 
 
 async def tags(request: Request, server: Server) -> Response:
-    """The served models; an alias is an entry of its own, so that a program finds the name it looks for"""
+    """The served models; an alias is an entry of its own, so that a program finds the name it looks for."""
     from starlette.responses import JSONResponse
 
     allowed = server.principal(request).models
@@ -163,7 +163,7 @@ async def tags(request: Request, server: Server) -> Response:
 
 
 async def ps(request: Request, server: Server) -> Response:
-    """The models in memory, and until when they stay there"""
+    """The models in memory, and until when they stay there."""
     from starlette.responses import JSONResponse
 
     allowed = server.principal(request).models
@@ -176,7 +176,7 @@ async def ps(request: Request, server: Server) -> Response:
 
 
 async def show(request: Request, server: Server) -> Response:
-    """What a model is: shape, format, licence, chat template, and what it can do"""
+    """What a model is: shape, format, licence, chat template, and what it can do."""
     from starlette.responses import JSONResponse
 
     name = parse_show(await server.call(request))
@@ -190,7 +190,7 @@ def parse_show(call: Call) -> str:
 
 
 async def version(request: Request, server: Server) -> Response:
-    """The version of Ollama whose API this is, which clients ask for before they use what is new in it"""
+    """The version of Ollama whose API this is, which clients ask for before they use what is new in it."""
     from starlette.responses import JSONResponse
 
     return JSONResponse({"version": API, "server": "herder"})

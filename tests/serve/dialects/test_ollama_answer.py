@@ -84,7 +84,7 @@ def test_a_chat_that_calls_a_tool() -> None:
     second = {"id": "call_b", "function": {"index": 1, "name": "weather", "arguments": {}}}
     message = {"role": "assistant", "content": "I look", "thinking": "hm", "tool_calls": [first, second]}
     assert whole == HEAD | {"message": message, "done_reason": "stop"} | END
-    said = [
+    said: list[dict[str, Any]] = [
         {"content": "", "thinking": "hm"},
         {"content": "I "},
         {"content": "look"},
@@ -110,7 +110,11 @@ def test_a_generation_with_log_probabilities() -> None:
 
 def test_a_call_that_was_cut_off_is_left_out() -> None:
     request = asked(True, messages=[{"role": "user", "content": "x"}], tools=[WEATHER])
-    cut = [CallStarted(0, 0, "a", "weather"), CallArguments(0, 0, '{"city": "O'), Ended(0, "length", None, 4, 7)]
+    cut: list[AnswerEvent] = [
+        CallStarted(0, 0, "a", "weather"),
+        CallArguments(0, 0, '{"city": "O'),
+        Ended(0, "length", None, 4, 7),
+    ]
     whole, lines = both(True, request, [Started(11), *cut, DONE])
     assert whole["message"] == {"role": "assistant", "content": ""} and whole["done_reason"] == "length"
     assert len(lines) == 1 and lines[0]["done_reason"] == "length"
