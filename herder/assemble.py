@@ -79,13 +79,11 @@ def load(
 
 
 class Footprint(NamedTuple):
-    """What loading a model would take. weights, kv: bytes. context: tokens. sequence: bytes of KV cache of one sequence
-    of the full context."""
+    """What loading a model would take. weights, kv: bytes. context: tokens."""
 
     weights: int
     kv: int
     context: int
-    sequence: int
 
 
 def footprint(
@@ -103,21 +101,17 @@ def footprint(
     check_runtime(runtime, device, dtype)
     mechanism = _torch(files, dtype, device, 0) if runtime == "torch" else _native(files, dtype, 0)
     free = [value for value in (available, mechanism.available) if value is not None]
-
-    def plan(kv_bytes: int | None) -> KVPlan:
-        return plan_kv(
-            files.config,
-            mechanism.weights,
-            context=context,
-            kv_memory=kv_bytes,
-            bytes_per_value=mechanism.bytes_per_value,
-            available=min(free, default=None),
-            batch_tokens=mechanism.batch_tokens,
-            sequences=mechanism.sequences,
-        )
-
-    kv = plan(kv_memory)
-    return Footprint(mechanism.weights, kv.bytes, kv.context, kv.bytes if kv_memory is None else plan(None).bytes)
+    kv = plan_kv(
+        files.config,
+        mechanism.weights,
+        context=context,
+        kv_memory=kv_memory,
+        bytes_per_value=mechanism.bytes_per_value,
+        available=min(free, default=None),
+        batch_tokens=mechanism.batch_tokens,
+        sequences=mechanism.sequences,
+    )
+    return Footprint(mechanism.weights, kv.bytes, kv.context)
 
 
 def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto") -> None:

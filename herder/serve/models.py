@@ -268,9 +268,16 @@ def measure(spec: ModelSpec, available: int | None, *, parallel: int, offline: b
     from herder.serve.catalogue import local_path
     from herder.weights.source import open_model
 
-    options = {"runtime": spec.runtime, "device": spec.device, "dtype": spec.dtype}
     with open_model(local_path(spec, offline)) as files:
-        one = footprint(files, **options, context=spec.context, available=available)  # type: ignore[arg-type]
+        one = footprint(
+            files,
+            runtime=spec.runtime,
+            device=spec.device,
+            dtype=spec.dtype,
+            context=spec.context,
+            kv_memory=spec.kv_memory,
+            available=available,
+        )
         kv_memory = spec.kv_memory
         if kv_memory is None:
             rest = one.kv * parallel if available is None else (available - one.weights) // 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from herder.llm import LLM
 from herder.serve import models as module
 from herder.serve.catalogue import Catalogue, local_path
 from herder.serve.config import ModelSpec
-from herder.serve.models import Models, Need
+from herder.serve.models import Models, Need, load, measure
 from herder.serve.problems import Refusal, problem_of
 from tests.serve.models import fake_llm
 
@@ -223,3 +224,21 @@ def test_what_a_client_is_told() -> None:
     assert problem_of(OutOfMemory("too big")).kind == "unavailable"
     hidden = problem_of(KeyError("somebody's prompt"), "abc")
     assert hidden.kind == "internal" and "somebody" not in hidden.message and "abc" in hidden.message
+
+
+def test_memory_is_measured_as_it_is_then_taken(smollm2: Any) -> None:
+    """What measure() says, load() does: context and pages, with memory to spare, with little, and as told."""
+    gib = 2**30
+    spec = ModelSpec("m", str(smollm2))
+    wide = measure(spec, 8 * gib, parallel=4, offline=True)
+    narrow = measure(spec, gib // 2, parallel=4, offline=True)
+    told = measure(replace(spec, kv_memory=64 * 2**20), 8 * gib, parallel=4, offline=True)
+    assert wide.context == 8192 and wide.kv_memory is not None and narrow.kv_memory is not None
+    one = measure(spec, 8 * gib, parallel=1, offline=True)
+    assert wide.kv_memory == 4 * (one.kv_memory or 0)
+    assert narrow.bytes <= gib // 2 and narrow.kv_memory < wide.kv_memory
+    assert told.kv_memory == 64 * 2**20 and told.context is not None and told.context < 8192
+    with load(replace(spec, kv_memory=64 * 2**20), told, offline=True) as llm:
+        assert llm.context == told.context
+    with pytest.raises(OutOfMemory):
+        measure(spec, 2**20, parallel=4, offline=True)
