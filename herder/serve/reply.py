@@ -97,6 +97,7 @@ class Reply:
                         exchange.cached_tokens = last.cached_tokens
                         exchange.queue, exchange.prefill = last.queue, last.prefill
                         exchange.decode = last.decode
+                        exchange.completion_tokens = run.tokens
                         exchange.reasons = tuple(reasons)
                 yield batch
         finally:
@@ -109,10 +110,11 @@ class Reply:
         encode = encoder.event
         try:
             async for batch in events:
+                if isinstance(batch[-1], Done):  # before the client sees the end
+                    await self.exchange.settle()
                 data = encode(batch[0]) if len(batch) == 1 else b"".join([encode(event) for event in batch])
                 if data:
                     await writer.write(data)
-            await self.exchange.settle()
             await writer.close()
         except Exception as error:
             if not writer.begun:

@@ -270,3 +270,27 @@ def test_an_audit_log_that_cannot_be_written_stops_the_start(tmp_path: Path) -> 
 def test_without_keys_everybody_is_let_in() -> None:
     gate = open_gate(Config())
     assert isinstance(gate, Open)
+
+
+def test_a_client_sees_the_end_only_when_it_has_been_recorded() -> None:
+    """So that kill -9 after the last byte of an answer loses nothing, streamed or not."""
+    recorded: list[Usage] = []
+
+    class Slow(Open):
+        async def record(self, principal: Principal, usage: Usage) -> None:
+            await asyncio.sleep(0.2)
+            recorded.append(usage)
+
+    def make(config: Config) -> Server:
+        server = server_of(fake_llm(), config=config)
+        server.gate = Slow()
+        return server
+
+    with live(make=make) as running:
+        answer = ask(running.url)
+        assert [usage.completion_tokens for usage in recorded] == [answer.json()["usage"]["completion_tokens"]]
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4, "stream": True}
+        with httpx.stream("POST", f"{running.url}/v1/chat/completions", json=body, trust_env=False) as response:
+            assert "data: [DONE]" in response.iter_lines()
+            assert len(recorded) == 2
+        assert recorded[1].completion_tokens == 4 and recorded[1].status == 200
