@@ -59,10 +59,18 @@ def _operation(dialect: Dialect, route: Route, table: Table | None) -> dict[str,
         operation["parameters"] = [
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
-    if table is not None:
+    if table is not None and route.method == "GET":
+        operation.setdefault("parameters", []).extend(_query(field) for field in table.fields)
+    elif table is not None:
         schema = {"type": "object", **object_schema((*table.fields, *table.extensions))}
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return operation
+
+
+def _query(field: Field) -> dict[str, Any]:
+    """A field that stands in the URL."""
+    found = {"name": field.name, "in": "query", "schema": {"type": "string"}, "x-herder-status": field.status.value}
+    return found | ({"description": field.note} if field.note else {})
 
 
 def object_schema(fields: Iterable[Field]) -> dict[str, Any]:
