@@ -91,7 +91,7 @@ _FIELDS: tuple[Field, ...] = (
         "reasoning_effort", "these models have no levels; chat_template_kwargs passes what a format takes", "medium"
     ),
     refused("verbosity", "say in a message how long the answer shall be", "medium"),
-    refused("prediction", "the engine speculates from the prompt by itself: put the text there"),
+    refused("prediction", "a model that is loaded with `speculate` guesses from the prompt: put the text there"),
     refused("modalities", "answers are text", ["text"], []),
     refused("audio", _NO_AUDIO),
     refused("moderation", "this endpoint judges nothing"),
