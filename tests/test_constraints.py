@@ -74,3 +74,34 @@ def test_without_llguidance(llm: herder.LLM, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(UsageError, match=r"pip install 'herder\[serve\]'"):
         llm.chat("Hi", choice=["a"])
+
+
+HERMES = (
+    "{{ tools | tojson }} Answer with <tool_call>.{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+TOOLS = [
+    {"type": "function", "function": {"name": "describe", "parameters": SCHEMA}},
+    {"type": "function", "function": {"name": "ping"}},
+]
+
+
+def test_tools_that_must_be_called(smollm2: Path) -> None:
+    with herder.load(smollm2, context=1024, template=HERMES) as llm:
+        for choice, names in [("required", {"describe", "ping"}), ("describe", {"describe"}), ("ping", {"ping"})]:
+            answer = llm.chat(
+                QUESTION,
+                tools=TOOLS,
+                tool_choice=choice,
+                parallel_tool_calls=False,
+                temperature=1.0,
+                seed=1,
+                max_tokens=300,
+            )
+            assert answer.message is not None and answer.finish_reason == "stop"
+            [call] = answer.message.tool_calls
+            assert call.name in names and not answer.message.text
+            if call.name == "describe":
+                jsonschema.validate(dict(call.arguments), SCHEMA)
+        answer = llm.chat(QUESTION, tools=TOOLS, tool_choice="auto", max_tokens=40, temperature=0.0)
+        assert answer.message is not None and (answer.message.text or answer.message.tool_calls)

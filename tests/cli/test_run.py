@@ -275,11 +275,10 @@ def test_the_form_of_the_answer_reaches_the_model(
         (["--choice", "yes", "--choice=no"], {"choice": ["yes", "no"]}),
     ]:
         seen: dict[str, object] = {}
-        real = FakeLLM._start
 
         def start(prompt: object, text: str, given: dict[str, object], seen: dict[str, object] = seen) -> object:
             seen.update(given)
-            return real(llm, prompt, text, given)
+            return FakeLLM._start(llm, prompt, text, given)
 
         monkeypatch.setattr(llm, "_start", start)
         assert run("run", "fake", *words, "hi").code == 0
