@@ -10,17 +10,16 @@ from typing import Any
 
 import anthropic
 import pytest
+from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 import herder
-from herder.chat.load import load_chat_format
 from herder.runtime.fake import FakeExecutor
 from herder.serve.config import Config
 from herder.serve.dialect import Problem
 from herder.serve.gate import Open, Principal
 from herder.serve.server import Server
 from tests.serve.dialects.test_anthropic import IMAGE, USER
-from tests.serve.dialects.test_openai_client import HERMES
 from tests.serve.live import Live, live
 from tests.serve.models import CONFIG, LIMITS, fake_llm, server_of
 
@@ -40,9 +39,7 @@ def connected(served: Live, key: str = "none") -> anthropic.Anthropic:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Live]:
-    llm = fake_llm()
-    llm.chat_format = load_chat_format(llm.tokenizer, {"default": HERMES})
-    with live(llm, names=("tiny",)) as server:
+    with live(fake_llm(), names=("tiny",)) as server:
         yield server
 
 
@@ -108,6 +105,20 @@ def test_schemas(client: anthropic.Anthropic) -> None:
     assert block.type == "text" and json.loads(block.text)["a"] in (1, 2)
     with pytest.raises(anthropic.BadRequestError):
         client.messages.create(**SAID, output_config={"format": {"type": "json_schema", "schema": {"type": "mist"}}})
+
+
+class Answer(BaseModel):
+    a: bool
+
+
+def test_helpers_of_the_client(client: anthropic.Anthropic) -> None:
+    """What parses answers, and the resource of beta features, whose requests have a query and a header more."""
+    found = client.messages.parse(**{**SAID, "max_tokens": 100}, output_format=Answer)
+    assert isinstance(found.parsed_output, Answer)
+    beta = client.beta.messages.create(**SAID, betas=["context-management-2025-06-27"])
+    assert beta.usage.output_tokens
+    with pytest.raises(anthropic.BadRequestError, match="context_management is not supported"):
+        client.beta.messages.create(**SAID, context_management={"edits": [{"type": "clear_tool_uses_20250919"}]})
 
 
 def test_counts_are_those_of_the_answer(client: anthropic.Anthropic) -> None:

@@ -18,14 +18,12 @@ from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
 import herder
-from herder.chat.load import load_chat_format
 from herder.runtime.fake import FakeExecutor
 from herder.serve.config import Config
 from herder.serve.dialect import Problem
 from herder.serve.gate import Open, Principal
 from herder.serve.server import Server
 from tests.serve.dialects.test_gemini import PNG
-from tests.serve.dialects.test_openai_client import HERMES
 from tests.serve.live import Live, live
 from tests.serve.models import CONFIG, LIMITS, fake_llm, server_of
 
@@ -60,9 +58,7 @@ def calling(mode: str, *names: str) -> types.ToolConfig:
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Live]:
-    llm = fake_llm()
-    llm.chat_format = load_chat_format(llm.tokenizer, {"default": HERMES})
-    with live(llm, names=("tiny",)) as server:
+    with live(fake_llm(), names=("tiny",)) as server:
         yield server
 
 
