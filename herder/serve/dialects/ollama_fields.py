@@ -188,3 +188,27 @@ DELETE = Table("DELETE /api/delete", "ollama.DeleteRequest", (_MODEL, _NAME))
 TAGS = Table("GET /api/tags", "ollama.Client.list", ())
 PS = Table("GET /api/ps", "ollama.Client.ps", ())
 VERSION = Table("GET /api/version", "Ollama's server/routes.go", ())
+
+# What Ollama has and a server of Herder's has not, and what to do instead.
+REMEDIES = {
+    "POST /api/create": "models are files, and `herder convert` makes one of another",
+    "POST /api/copy": "give a model another name with `aliases` in the configuration",
+    "POST /api/push": "upload the model's files with the hub's own client",
+    "POST /api/blobs/{digest}": "put the model's file on the server and name its path in the configuration",
+    "HEAD /api/blobs/{digest}": "put the model's file on the server and name its path in the configuration",
+}
+
+
+def _not_served(request: str, source: str, *names: str) -> Table:
+    return Table(request, source, tuple(refused(name, REMEDIES[request]) for name in names))
+
+
+NOT_SERVED = (
+    _not_served(
+        "POST /api/create", "ollama.CreateRequest", "model", "stream", "from", "files", "adapters", "template",
+        "license", "system", "parameters", "messages", "quantize",
+    ),
+    _not_served("POST /api/copy", "ollama.CopyRequest", "source", "destination"),
+    _not_served("POST /api/push", "ollama.PushRequest", "model", "stream", "insecure"),
+    _not_served("POST /api/blobs/{digest}", "ollama.Client.create_blob", "digest"),
+)  # fmt: skip

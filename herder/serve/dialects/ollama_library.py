@@ -28,24 +28,11 @@ if TYPE_CHECKING:
     from herder.serve.server import Server
 
 NAME = "ollama_library"
-TABLES = (fields.PULL, fields.DELETE)
+TABLES = (fields.PULL, fields.DELETE, *fields.NOT_SERVED)
 error = ollama_encoding.error
 
 EVERY = 0.1  # seconds between two lines of progress
 _TURN = "ollama_library.turn"  # server.extra: the lock that lets one pull run at a time
-
-# What Ollama has and a server of Herder's has not, and what to do instead.
-REMEDIES = {
-    ("POST", "/api/create"): "/api/create is not served: models are files, and `herder convert` makes one of another",
-    ("POST", "/api/copy"): "/api/copy is not served: give a model another name with `aliases` in the configuration",
-    ("POST", "/api/push"): "/api/push is not served: upload the model's files to a hub with the hub's own client",
-    ("POST", "/api/blobs/{digest}"): "/api/blobs is not served: put the model's file on the server and name its path",
-    ("HEAD", "/api/blobs/{digest}"): "/api/blobs is not served: put the model's file on the server and name its path",
-    ("POST", "/api/me"): "/api/me is not served: there are no accounts; API keys are made with `herder keys create`",
-    ("POST", "/api/signout"): "/api/signout is not served: there are no accounts; `herder keys revoke` ends a key",
-    ("POST", "/api/experimental/web_search"): "web search is not served: nothing is fetched while serving",
-    ("POST", "/api/experimental/web_fetch"): "web fetch is not served: nothing is fetched while serving",
-}
 
 
 class _Gone(Exception):
@@ -92,12 +79,12 @@ async def delete(request: Request, server: Server) -> Response:
     return Response()
 
 
-def _remedy(message: str) -> Callable[[Request, Server], Awaitable[Response]]:
-    async def remedy(request: Request, server: Server) -> Response:
+def _refusing(path: str, remedy: str) -> Callable[[Request, Server], Awaitable[Response]]:
+    async def refuse(request: Request, server: Server) -> Response:
         """Not served: the error says what to do instead."""
-        raise Refusal(Problem("invalid", message))
+        raise Refusal(Problem("invalid", f"{path} is not served: {remedy}"))
 
-    return remedy
+    return refuse
 
 
 def _check_allowed(request: Request, server: Server, its_own: bool) -> None:
@@ -199,5 +186,9 @@ def _finish(done: asyncio.Future[None], failure: BaseException | None) -> None:
 ROUTES = (
     Other("POST", "/api/pull", pull),
     Other("DELETE", "/api/delete", delete),
-    *(Other(method, path, _remedy(message)) for (method, path), message in REMEDIES.items()),
+    *(
+        Other(method, path, _refusing(path, remedy))
+        for request, remedy in fields.REMEDIES.items()
+        for method, _, path in [request.partition(" ")]
+    ),
 )

@@ -42,6 +42,13 @@ def test_models() -> None:
     assert_complete(fields.DELETE, types.DeleteRequest, added=("name",))
 
 
+def test_what_is_not_served() -> None:
+    create, copy, push, _ = fields.NOT_SERVED
+    assert_complete(create, types.CreateRequest, names={"from_": "from"})
+    assert_complete(copy, types.CopyRequest)
+    assert_complete(push, types.PushRequest)
+
+
 def test_an_option_that_the_client_adds_is_noticed() -> None:
     kept = tuple(field for field in fields.GENERATE.fields if field.name != "options.mirostat_eta")
     with pytest.raises(AssertionError, match=r"lacks fields of .*options\.mirostat_eta"):
