@@ -94,3 +94,9 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         raise
+
+
+def shrink(connection: sqlite3.Connection, pages: int) -> None:
+    """Gives up to so many unused pages back to the file system; outside a transaction. (execute() would take the one
+    step that gives back one page; a script is run to its end.)"""
+    connection.executescript(f"PRAGMA incremental_vacuum({pages})")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from herder.core.errors import StorageError, UsageError
-from herder.serve.database import Kind, connect, transaction
+from herder.serve.database import Kind, connect, shrink, transaction
 
 MAX_CHAIN = 4096  # responses of one conversation that are read back
 MAX_HISTORY = 64 * 2**20  # bytes of items that are read back
@@ -168,6 +168,7 @@ class ResponseStore:
         if self._database is None:
             self._database = connect(self.path, _KIND)
         try:
+            self._purge(self._database)
             return work(self._database)
         except sqlite3.Error as error:
             raise StorageError(f"the file of stored responses cannot be used: {error}") from None
@@ -192,8 +193,8 @@ class ResponseStore:
                 "INSERT INTO items (response, position, output, id, body) VALUES (?, ?, ?, ?, ?)",
                 [(number, position, *item) for position, item in enumerate(items)],
             )
-            self._make_room(database, now)
-        database.execute("PRAGMA incremental_vacuum(256)")
+            self._make_room(database)
+        shrink(database, 256)
 
     def _conversation(self, database: sqlite3.Connection, stored: Stored, now: float) -> int:
         """The conversation that a new response belongs to, used just now."""
@@ -211,10 +212,14 @@ class ResponseStore:
         assert made.lastrowid is not None
         return made.lastrowid
 
-    def _make_room(self, database: sqlite3.Connection, now: float) -> None:
+    def _purge(self, database: sqlite3.Connection) -> None:
+        now = self._now()
         if now - self._purged >= PURGE:
-            database.execute("DELETE FROM conversations WHERE expires <= ?", (now,))
             self._purged = now
+            if database.execute("DELETE FROM conversations WHERE expires <= ?", (now,)).rowcount:
+                shrink(database, 4096)
+
+    def _make_room(self, database: sqlite3.Connection) -> None:
         while True:
             responses, size = database.execute("SELECT responses, bytes FROM totals").fetchone()
             if responses <= self._responses and size <= self._bytes:
@@ -286,7 +291,7 @@ class ResponseStore:
             number, conversation, *_ = self._row(database, id, owner)
             self._remove(database, number, conversation)
         # Deleted means gone: from the write-ahead log, too.
-        database.execute("PRAGMA incremental_vacuum(256)")
+        shrink(database, 256)
         database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from herder.core.errors import StorageError
-from herder.serve.database import Kind, connect, transaction
+from herder.serve.database import Kind, connect, shrink, transaction
 
 KIND = Kind("things", 0x54455354, 1, "CREATE TABLE a (x);\n\nCREATE TABLE b (y)")
 
@@ -84,4 +84,14 @@ def test_a_transaction_is_whole_or_not_at_all(tmp_path: Path) -> None:
         database.execute("INSERT INTO a VALUES (1)")
         _ = 1 / 0
     assert database.execute("SELECT count(*) FROM a").fetchone() == (0,) and not database.in_transaction
+    database.close()
+
+
+def test_a_file_shrinks(tmp_path: Path) -> None:
+    database = connect(tmp_path / "things.db", KIND)
+    database.executemany("INSERT INTO a VALUES (?)", [("x" * 4000,)] * 200)
+    database.execute("DELETE FROM a")
+    shrink(database, 1000)
+    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    assert (tmp_path / "things.db").stat().st_size < 100_000
     database.close()

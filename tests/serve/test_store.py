@@ -130,14 +130,17 @@ def test_conversations_expire_as_a_whole(tmp_path: Path) -> None:
         with pytest.raises(Missing):
             await store.find("rests", "")
         assert len(await store.history("b", "")) == 4
-        assert (await store.totals())[0] == 3  # the rest goes with the next response
+        assert (await store.totals())[0] == 2  # gone from the file, too
+        clock.now += 10 * 86400 - module.PURGE / 2
         await keep(store, "c")
-        assert (await store.totals())[0] == 3
-        clock.now += 10 * 86400
+        clock.now += module.PURGE / 2
+        assert (await store.totals())[0] == 3  # the next look is not due yet, but expired is expired
         with pytest.raises(Missing):
             await store.history("b", "")
         with pytest.raises(Missing):
             await store.item("msg_b_0", "")
+        clock.now += module.PURGE
+        assert (await store.totals())[0] == 1
 
     run(tmp_path, work, clock)
 

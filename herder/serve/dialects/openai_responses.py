@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from herder.core import machine
 from herder.serve import values
-from herder.serve.dialect import Context, Encoder, Other, Problem
+from herder.serve.dialect import Context, Encoder, Other, Problem, Route
 from herder.serve.dialects import openai_error
 from herder.serve.dialects.openai_responses_answer import answer, response_id
 from herder.serve.dialects.openai_responses_fields import COUNT, INPUT_ITEMS, RETRIEVE, TABLE
@@ -221,7 +221,7 @@ async def _json(document: Mapping[str, Any]) -> Response:
     return Response(await asyncio.to_thread(encoded, document), media_type="application/json")
 
 
-ROUTES = (
+ROUTES: tuple[Route, ...] = (
     Other("POST", "/v1/responses", create),
     Other("POST", "/v1/responses/input_tokens", input_tokens),
     Other("GET", "/v1/responses/{response_id}", retrieve),
