@@ -28,7 +28,11 @@ export const asksForKey = signal(false);
 export const keyed = signal(api.hasKey()); // a key is sent with every request
 
 /** What the next new conversation starts with. */
-export const draft = signal<{ model: string; system: string; settings: Settings }>({ model: "", system: "", settings: {} });
+export const draft = signal<{ model: string; system: string; settings: Settings }>({
+  model: "",
+  system: "",
+  settings: {},
+});
 
 export const current = computed(() => (currentId.value ? (conversations.value.get(currentId.value) ?? null) : null));
 export const chosen = computed(() => current.value ?? draft.value);
@@ -40,7 +44,8 @@ const DRAFT = "herder.draft";
 
 function put(conversation: Conversation, keep = true): void {
   conversations.value = new Map(conversations.value).set(conversation.id, conversation);
-  if (keep) database.write(conversation).catch(() => say("This browser did not store the conversation: export it to keep it."));
+  if (keep)
+    database.write(conversation).catch(() => say("This browser did not store the conversation: export it to keep it."));
 }
 
 export function say(line: string): void {
@@ -194,7 +199,13 @@ async function reply(conversation: Conversation, forget = false): Promise<void> 
   const { id } = conversation;
   running.value.get(id)?.abort.abort();
   const abort = new AbortController();
-  const turn = signal<Turn>({ ...stamp(), parent: conversation.head, role: "assistant", text: "", model: conversation.model });
+  const turn = signal<Turn>({
+    ...stamp(),
+    parent: conversation.head,
+    role: "assistant",
+    text: "",
+    model: conversation.model,
+  });
   const mine: Running = { turn, abort };
   put(withTurn(conversation, turn.value), false);
   running.value = new Map(running.value).set(id, mine);

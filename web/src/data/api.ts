@@ -61,7 +61,13 @@ async function failureOf(response: Response): Promise<Failure> {
   const message = said.message ?? `The server answered ${response.status} ${response.statusText}.`.replace(" .", ".");
   const waits = Number(response.headers.get("Retry-After"));
   const retryAfter = Number.isFinite(waits) && waits > 0 ? waits : undefined;
-  const kinds: Record<number, Failure["kind"]> = { 401: "key", 403: "forbidden", 404: "missing", 429: "busy", 503: "busy" };
+  const kinds: Record<number, Failure["kind"]> = {
+    401: "key",
+    403: "forbidden",
+    404: "missing",
+    429: "busy",
+    503: "busy",
+  };
   const kind = said.code === "context_length_exceeded" ? "context" : (kinds[response.status] ?? "server");
   return { kind: kind === "server" && response.status < 500 ? "refused" : kind, message, retryAfter };
 }
@@ -89,7 +95,12 @@ export function requestBody(model: string, system: string, turns: Turn[], settin
     stream_options: { include_usage: true },
     ...sampling,
     ...(schema
-      ? { response_format: { type: "json_schema", json_schema: { name: "answer", schema: json(schema, "The JSON schema") } } }
+      ? {
+          response_format: {
+            type: "json_schema",
+            json_schema: { name: "answer", schema: json(schema, "The JSON schema") },
+          },
+        }
       : {}),
     ...(tools ? { tools: json(tools, "The list of tools") } : {}),
   };

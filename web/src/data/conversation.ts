@@ -68,7 +68,12 @@ let last = 0;
 export function stamp(): { id: string; created: number } {
   last = Math.max(last + 1, Date.now());
   const bytes = crypto.getRandomValues(new Uint8Array(9));
-  return { id: btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_"), created: last };
+  return {
+    id: btoa(String.fromCharCode(...bytes))
+      .replaceAll("+", "-")
+      .replaceAll("/", "_"),
+    created: last,
+  };
 }
 
 export function newConversation(model: string, system: string, settings: Settings): Conversation {
@@ -79,7 +84,7 @@ export function newConversation(model: string, system: string, settings: Setting
 /** The turns from the first to `end`, the shown branch by default. */
 export function branch(conversation: Conversation, end: string | null = conversation.head): Turn[] {
   const turns: Turn[] = [];
-  for (let at = end; at !== null; ) {
+  for (let at = end; at !== null;) {
     const turn: Turn | undefined = conversation.turns[at];
     if (!turn) break;
     turns.push(turn);

@@ -30,7 +30,11 @@ export function content(turn: Turn): string | Part[] {
   return turn.text ? [...images, { type: "text", text: turn.text }] : images;
 }
 
-export const asBackup = (conversations: Conversation[]): object => ({ herder: "conversations", version: 1, conversations });
+export const asBackup = (conversations: Conversation[]): object => ({
+  herder: "conversations",
+  version: 1,
+  conversations,
+});
 
 /** What a file holds, under new ids. Throws an Error that says what is wrong with it. */
 export function read(text: string, fileName: string): Conversation[] {
@@ -59,7 +63,7 @@ function fromSaved(data: Record<string, unknown>, fileName: string): Conversatio
     if (!isObject(message) || (message.role !== "user" && message.role !== "assistant")) {
       throw new Error(`${fileName}: messages[${at}] is neither the user's nor the assistant's`);
     }
-    const parts: Part[] = Array.isArray(message.content) ? message.content.filter(isObject) as unknown as Part[] : [];
+    const parts: Part[] = Array.isArray(message.content) ? (message.content.filter(isObject) as unknown as Part[]) : [];
     const images = parts.map((part) => part.image_url?.url).filter(isImage);
     made = withTurn(made, {
       ...stamp(),
@@ -95,7 +99,12 @@ function restored(value: unknown, where: string): Conversation {
 export function download(name: string, data: object): void {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([JSON.stringify(data, null, 1)], { type: "application/json" }));
-  link.download = `${name.replace(/[^\p{L}\p{N} ._-]+/gu, "").trim().slice(0, 60) || "conversation"}.json`;
+  link.download = `${
+    name
+      .replace(/[^\p{L}\p{N} ._-]+/gu, "")
+      .trim()
+      .slice(0, 60) || "conversation"
+  }.json`;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }

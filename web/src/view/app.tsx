@@ -45,7 +45,9 @@ export function App() {
         Skip to the message field
       </a>
       {sidebarOpen.value && <Sidebar />}
-      {sidebarOpen.value && <div class="shade" onClick={leaveSidebar} />}
+      {sidebarOpen.value && (
+        <button type="button" class="shade" aria-label="Back to the conversation" onClick={leaveSidebar} />
+      )}
       <main inert={covered}>
         <Header />
         <Talk key={current.value?.id ?? ""} />

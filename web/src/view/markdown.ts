@@ -28,10 +28,11 @@ import yaml from "highlight.js/lib/languages/yaml";
 import { Marked } from "marked";
 import type { Token } from "marked";
 
+// prettier-ignore
 const languages = {
   bash, c, cpp, csharp, css, diff, dockerfile, go, ini, java, javascript, json, kotlin, makefile, php, python, ruby, rust,
   shell, sql, typescript, xml, yaml,
-}; // prettier-ignore
+};
 for (const [name, language] of Object.entries(languages)) hljs.registerLanguage(name, language);
 
 const HIGHLIGHTED = 50_000; // characters; longer code stays plain, so that a page never hangs
@@ -57,10 +58,11 @@ const marked = new Marked({
   },
 });
 
+// prettier-ignore
 const TAGS = [
   "a", "blockquote", "br", "code", "del", "em", "h3", "h4", "h5", "h6", "hr", "img", "input", "li", "ol", "p", "pre", "span",
   "strong", "table", "tbody", "td", "th", "thead", "tr", "ul",
-]; // prettier-ignore
+];
 const ATTRIBUTES = ["align", "alt", "checked", "class", "disabled", "href", "rel", "src", "start", "target", "type"];
 
 function clean(html: string): DocumentFragment {

@@ -38,7 +38,9 @@ function Question({ turn }: { turn: Turn }) {
   if (editing.value === turn.id) return <Editor turn={turn} />;
   return (
     <div class="bubble">
-      {turn.images?.map((url, at) => <img key={url} src={url} alt={`Picture ${at + 1}`} />)}
+      {turn.images?.map((url, at) => (
+        <img key={url} src={url} alt={`Picture ${at + 1}`} />
+      ))}
       {turn.text && <p>{turn.text}</p>}
     </div>
   );
@@ -102,7 +104,9 @@ function Answer({ turn, live }: { turn: Turn; live: boolean }) {
           <Block key={at} raw={block.raw} block={block} />
         ))}
       </div>
-      {turn.calls?.map((call) => <CallView key={call.id} call={call} live={live} />)}
+      {turn.calls?.map((call) => (
+        <CallView key={call.id} call={call} live={live} />
+      ))}
     </>
   );
 }
@@ -194,7 +198,12 @@ function Alternatives({ turn }: { turn: Turn }) {
   const what = turn.role === "user" ? "message" : "answer";
   return (
     <span class="alternatives">
-      <IconButton icon="left" label={`Previous ${what}`} disabled={at === 0} onClick={() => showAlternative(turn, -1)} />
+      <IconButton
+        icon="left"
+        label={`Previous ${what}`}
+        disabled={at === 0}
+        onClick={() => showAlternative(turn, -1)}
+      />
       <span>
         {at + 1}/{all.length}
       </span>

@@ -76,8 +76,15 @@ export function Settings() {
         />
       </label>
       <JsonField name="schema" label="JSON schema" hint="answers are JSON of this shape" rows={4} />
-      <JsonField name="tools" label="Tools" hint="functions that the model may call, as the API takes them; you give the results" rows={4} />
-      {model.value?.context && <p class="hint">The model reads {model.value.context.toLocaleString()} tokens at once.</p>}
+      <JsonField
+        name="tools"
+        label="Tools"
+        hint="functions that the model may call, as the API takes them; you give the results"
+        rows={4}
+      />
+      {model.value?.context && (
+        <p class="hint">The model reads {model.value.context.toLocaleString()} tokens at once.</p>
+      )}
       <button type="button" class="button" onClick={() => configure({ system: "", settings: {} })}>
         Back to the model’s own
       </button>

@@ -6,14 +6,23 @@ import { useEffect, useRef } from "preact/hooks";
 import { matches } from "../data/conversation";
 import type { Conversation } from "../data/conversation";
 import { focusComposer, leaveSidebar } from "../layout";
-import { conversations, currentId, exportAll, exportOne, importFiles, query, remove, rename, running, show } from "../state";
+import {
+  conversations,
+  currentId,
+  exportAll,
+  exportOne,
+  importFiles,
+  query,
+  remove,
+  rename,
+  running,
+  show,
+} from "../state";
 import { nextTheme, theme } from "../theme";
 import { Icon, IconButton } from "./icons";
 
 const found = computed(() =>
-  [...conversations.value.values()]
-    .filter((one) => matches(one, query.value))
-    .sort((a, b) => b.updated - a.updated),
+  [...conversations.value.values()].filter((one) => matches(one, query.value)).sort((a, b) => b.updated - a.updated),
 );
 const renaming = signal<string | null>(null);
 const deleting = signal<Conversation | null>(null);
@@ -95,14 +104,27 @@ function Entry({ conversation }: { conversation: Conversation }) {
   if (renaming.value === conversation.id) return <NameField conversation={conversation} />;
   return (
     <li class={isCurrent ? "entry current" : "entry"}>
-      <button type="button" class="name" aria-current={isCurrent ? "page" : undefined} onClick={() => open(conversation)}>
+      <button
+        type="button"
+        class="name"
+        aria-current={isCurrent ? "page" : undefined}
+        onClick={() => open(conversation)}
+      >
         {conversation.title}
         {running.value.has(conversation.id) && <span class="pulse" aria-label="answering" role="img" />}
       </button>
       <span class="actions">
-        <IconButton icon="edit" label={`Rename ${conversation.title}`} onClick={() => (renaming.value = conversation.id)} />
+        <IconButton
+          icon="edit"
+          label={`Rename ${conversation.title}`}
+          onClick={() => (renaming.value = conversation.id)}
+        />
         <IconButton icon="save" label={`Export ${conversation.title}`} onClick={() => exportOne(conversation)} />
-        <IconButton icon="trash" label={`Delete ${conversation.title}`} onClick={() => (deleting.value = conversation)} />
+        <IconButton
+          icon="trash"
+          label={`Delete ${conversation.title}`}
+          onClick={() => (deleting.value = conversation)}
+        />
       </span>
     </li>
   );
@@ -176,7 +198,12 @@ function Foot() {
         }}
       />
       <IconButton icon="open" label="Import conversations" onClick={() => file.current!.click()} />
-      <IconButton icon="save" label="Export all conversations" disabled={conversations.value.size === 0} onClick={exportAll} />
+      <IconButton
+        icon="save"
+        label="Export all conversations"
+        disabled={conversations.value.size === 0}
+        onClick={exportAll}
+      />
       <IconButton icon="theme" label={`Colours: ${theme.value}`} onClick={nextTheme} />
       <a href="docs">API</a>
     </div>

@@ -38,8 +38,15 @@ export function Talk() {
     following.value = scrollHeight - scrollTop - clientHeight < NEAR;
   };
   return (
-    <div class="talk" ref={scroller} onScroll={scrolled} onClick={copyCode} tabIndex={turns.length ? 0 : undefined}
-      role={turns.length ? "region" : undefined} aria-label={turns.length ? "Conversation" : undefined}>
+    <div
+      class="talk"
+      ref={scroller}
+      onScroll={scrolled}
+      onClick={copyCode}
+      tabIndex={turns.length ? 0 : undefined}
+      role={turns.length ? "region" : undefined}
+      aria-label={turns.length ? "Conversation" : undefined}
+    >
       <div class="column">
         {turns.length === 0 && <Welcome />}
         {turns.map((turn, at) => (
@@ -86,7 +93,9 @@ function Trouble({ failure }: { failure: Failure }) {
   const offline = failure.kind === "offline";
   return (
     <div class="welcome" role="alert">
-      <h2>{isKey ? "This server asks for a key" : offline ? "The server is not there" : "The models could not be listed"}</h2>
+      <h2>
+        {isKey ? "This server asks for a key" : offline ? "The server is not there" : "The models could not be listed"}
+      </h2>
       <p>{offline ? `Nothing answers at ${location.host}. Is herder serve still running?` : failure.message}</p>
       <button type="button" class="button" onClick={() => (isKey ? (asksForKey.value = true) : void findModels())}>
         {isKey ? "Enter a key" : "Try again"}
