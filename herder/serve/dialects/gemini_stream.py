@@ -52,7 +52,7 @@ def error(problem: Problem) -> tuple[int, dict[str, str], dict[str, Any]]:
     """HTTP status, headers, body."""
     status, word = _STATUS[problem.kind]
     headers, details = {}, []
-    if problem.field is not None:
+    if problem.field is not None and problem.kind == "invalid":
         violation = {"field": problem.field, "description": problem.message}
         details.append({"@type": f"{_RPC}BadRequest", "fieldViolations": [violation]})
     if problem.retry_after is not None:

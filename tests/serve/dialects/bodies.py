@@ -12,6 +12,7 @@ from herder.core.errors import UsageError
 from herder.serve.fields import Table
 
 UNSAFE = ("\n", "\ud800", "é")  # a line break, half a character, beyond ASCII
+HUGE = (10**400, float("inf"))  # 1e999 is infinity to a reader of JSON
 
 
 @contextlib.contextmanager
@@ -34,7 +35,7 @@ def bodies(table: Table, *words: str, **least: Any) -> st.SearchStrategy[dict[st
         st.integers(),
         st.floats(allow_nan=False),
         st.text(max_size=5),
-        st.sampled_from((*words, *UNSAFE)),
+        st.sampled_from((*words, *UNSAFE, *HUGE)),
     )
     keys = st.sampled_from((*names, *UNSAFE)) | st.text(max_size=5)
 

@@ -240,13 +240,13 @@ def test_embeddings() -> None:
 
 
 def test_errors() -> None:
-    status, headers, body = gemini.error(Problem("rate_limited", "slow down", "model", retry_after=1.2))
+    status, headers, body = gemini.error(Problem("rate_limited", "slow down", retry_after=1.2))
+    retry = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "2s"}
     assert (status, headers) == (429, {"retry-after": "2"})
-    assert (body["error"]["code"], body["error"]["status"]) == (429, "RESOURCE_EXHAUSTED")
-    assert body["error"]["message"] == "slow down"
-    violations, retry = body["error"]["details"]
-    assert violations["fieldViolations"] == [{"field": "model", "description": "slow down"}]
-    assert retry == {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "2s"}
+    assert body["error"] == {"code": 429, "message": "slow down", "status": "RESOURCE_EXHAUSTED", "details": [retry]}
+    [detail] = gemini.error(Problem("invalid", "bad", "store"))[2]["error"]["details"]
+    assert detail["fieldViolations"] == [{"field": "store", "description": "bad"}]
+    assert "details" not in gemini.error(Problem("not_found", "no", "model"))[2]["error"]
 
 
 def test_pages_of_models() -> None:
