@@ -68,20 +68,22 @@ class Grammars:
         source = _source(constraint, spaced=start and self._tokenizer.begins_with_space)
         with self._lock:
             matcher = self._compiled.get(source)
-            if matcher is None:
-                matcher = self._compile(source)
-                self._compiled[source] = matcher
-                if len(self._compiled) > CACHED:
-                    self._compiled.popitem(last=False)
-            else:
+            if matcher is not None:
                 self._compiled.move_to_end(source)
+                return TokenGrammar(matcher.deep_copy(), self._vocab, self._ends)
+        matcher = self._compile(source)  # without the lock: nobody waits for somebody else's large schema
+        with self._lock:
+            self._compiled[source] = matcher
+            if len(self._compiled) > CACHED:
+                self._compiled.popitem(last=False)
             return TokenGrammar(matcher.deep_copy(), self._vocab, self._ends)
 
     def _compile(self, source: str) -> LLMatcher:
         from llguidance import LLMatcher
 
-        if self._bridge is None:
-            self._bridge = bridge(self._tokenizer, self._vocab, self._ends)
+        with self._lock:
+            if self._bridge is None:
+                self._bridge = bridge(self._tokenizer, self._vocab, self._ends)
         matcher = LLMatcher(self._bridge, source, log_level=0, limits=_limits())
         _check(matcher)
         matcher.compute_bitmask()  # the first one, on which all copies build: what fails at once, fails here
