@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import time
 from collections.abc import Callable, Coroutine
@@ -16,9 +17,10 @@ from herder.core.batch import Batch
 from herder.runtime.fake import FakeExecutor
 from herder.serve.app import build_app
 from herder.serve.body import parse_object
-from herder.serve.config import Config, Limits
+from herder.serve.config import Config, Limits, Logging
 from herder.serve.dialect import Problem
 from herder.serve.gate import Open, Principal, Usage
+from herder.serve.log import Log
 from herder.serve.problems import Refusal
 from herder.serve.server import Server
 from tests.serve.models import CONFIG, LIMITS, fake_llm, server_of
@@ -333,3 +335,20 @@ def test_a_draining_server_takes_nothing_new() -> None:
         assert (await client.get("/health/live")).status_code == 200
 
     run(test)
+
+
+@pytest.mark.parametrize("prompts", [False, True])
+def test_the_log_has_prompts_only_when_asked(prompts: bool) -> None:
+    out = io.StringIO()
+
+    async def test(client: Client, server: Server) -> None:
+        server.log = Log(out=out)
+        await client.post(CHAT, json=BODY, headers={"x-request-id": "one"})
+        await client.post(CHAT, content=b"{", headers={"x-request-id": "two"})
+
+    run(test, Config(logging=Logging(prompts=prompts)))
+    first, second = map(json.loads, out.getvalue().splitlines())
+    assert (first["id"], first["status"], first["path"], first["model"]) == ("one", 200, CHAT, "tiny")
+    assert first["completion_tokens"] == 8 and first["seconds"] > 0
+    assert first.get("prompt") == ("user: hello" if prompts else None)
+    assert (second["id"], second["status"]) == ("two", 400) and "model" not in second

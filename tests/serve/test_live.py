@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
 BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
 LONG = {**BODY, "max_tokens": 900}
+# One for all: making a client reads the system's certificates, which takes longer than a request.
+HTTP = httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=64))
 
 
 class Slow(FakeExecutor):
@@ -72,14 +74,14 @@ def test_a_client_that_leaves_frees_its_place(slow: tuple[Live, LLM], stream: bo
     until(lambda: idle(llm))
     assert llm.engine.stats().counters.aborted == 1
     until(lambda: served.server.models.find("tiny").users == 0)
-    page = httpx.get(served.url + "/metrics").text
+    page = HTTP.get(served.url + "/metrics").text
     assert 'herder_requests_cancelled_total{engine="0",key="",model_name="tiny"} 1.0' in page
 
 
 def test_a_client_that_leaves_while_its_model_loads(slow: tuple[Live, LLM]) -> None:
     served, _ = slow
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(served.url + CHAT, json=LONG, timeout=0.05)
+        HTTP.post(served.url + CHAT, json=LONG, timeout=0.05)
     until(lambda: served.server.models.find("tiny").users == 0)
 
 
@@ -90,7 +92,7 @@ def test_many_clients_at_once_get_their_own_answers() -> None:
 
         def ask(prompt: str, stream: bool) -> str:
             body = {**BODY, "messages": [{"role": "user", "content": prompt}], "stream": stream, "max_tokens": 20}
-            answer = httpx.post(served.url + CHAT, json=body, timeout=60)
+            answer = HTTP.post(served.url + CHAT, json=body, timeout=60)
             assert answer.status_code == 200, answer.text
             if not stream:
                 return str(answer.json()["choices"][0]["message"]["content"])
@@ -111,12 +113,12 @@ def test_a_third_of_the_clients_leaving_leaves_nothing_behind(slow: tuple[Live, 
     def ask(number: int) -> int:
         body = {**BODY, "max_tokens": 900 if number % 3 == 0 else 10, "stream": number % 2 == 0}
         try:
-            return httpx.post(served.url + CHAT, json=body, timeout=0.3 if number % 3 == 0 else 60).status_code
+            return HTTP.post(served.url + CHAT, json=body, timeout=0.3 if number % 3 == 0 else 60).status_code
         except httpx.TimeoutException:
             return 0
 
     def stream(number: int) -> int:
-        with httpx.stream("POST", served.url + CHAT, json={**LONG, "stream": True}, timeout=60) as answer:
+        with HTTP.stream("POST", served.url + CHAT, json={**LONG, "stream": True}, timeout=60) as answer:
             next(answer.iter_lines())
             return answer.status_code
 
@@ -138,7 +140,7 @@ def test_a_silent_stream_says_that_it_is_alive() -> None:
 
     config = Config(limits=Bounds(keep_alive=0.1))
     with live(fake_llm(Waiting(LIMITS, dim=CONFIG.dim)), config=config) as served:
-        answer = httpx.post(served.url + CHAT, json={**BODY, "max_tokens": 2, "stream": True}, timeout=60)
+        answer = HTTP.post(served.url + CHAT, json={**BODY, "max_tokens": 2, "stream": True}, timeout=60)
         assert answer.status_code == 200 and answer.text.count(": keep-alive\n\n") >= 2
         assert answer.text.endswith("data: [DONE]\n\n")
 
@@ -172,10 +174,10 @@ class Process:
 def test_the_default_model_is_served_and_sigterm_drains(smollm2: Path) -> None:
     with Process("smollm2", "--alias", "gpt-4o-mini=smollm2", "--context", "512") as served:
         url = served.ready()
-        ready = httpx.get(url + "/health/ready")
+        ready = HTTP.get(url + "/health/ready")
         assert (ready.status_code, ready.json()["models"]) == (200, {"smollm2": "ready"})
         body = {**BODY, "model": "gpt-4o-mini", "max_tokens": 40, "stream": True}
-        with httpx.stream("POST", url + CHAT, json=body, timeout=60) as answer:
+        with HTTP.stream("POST", url + CHAT, json=body, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
             served.process.send_signal(signal.SIGTERM)
@@ -183,7 +185,7 @@ def test_the_default_model_is_served_and_sigterm_drains(smollm2: Path) -> None:
         assert "[DONE]" in rest, "the stream was finished"
         assert served.process.wait(30) == 0
         with pytest.raises(httpx.ConnectError):
-            httpx.get(url + "/health/live")
+            HTTP.get(url + "/health/live")
         log = [json.loads(line) for line in served.process.communicate()[1].splitlines()]
         assert [line["event"] for line in log if line["event"] != "request"] == ["loaded", "draining", "stopped"]
         requests = [line for line in log if line["event"] == "request"]
@@ -197,7 +199,7 @@ def test_a_stream_beyond_the_drain_is_cut_and_the_exit_is_clean(smollm2: Path, t
     with Process("--config", str(config)) as served:
         url = served.ready()
         body = {**BODY, "model": "m", "max_tokens": 5000, "stream": True, "logit_bias": {"2": -100, "0": -100}}
-        with httpx.stream("POST", url + CHAT, json=body, timeout=60) as answer:
+        with HTTP.stream("POST", url + CHAT, json=body, timeout=60) as answer:
             lines = answer.iter_lines()
             next(lines)
             served.process.send_signal(signal.SIGINT)
