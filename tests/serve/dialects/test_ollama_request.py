@@ -6,17 +6,19 @@ import base64
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from herder.chat.message import ImagePart, Message, ToolCall
 from herder.serve.dialect import Call
 from herder.serve.dialects import ollama_fields, ollama_request
+from herder.serve.dialects.ollama_models import parse_show
 from herder.serve.dialects.ollama_names import spellings
 from herder.serve.dialects.ollama_options import keep_alive
 from herder.serve.dialects.ollama_request import Asked, AskedVectors
-from herder.serve.fields import FieldError
+from herder.serve.fields import FieldError, Table
 from herder.serve.wire import ChatRequest, Constraint, TextRequest
+from tests.serve.dialects.bodies import bodies, refusing
 
 USER = {"role": "user", "content": "hello"}
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
@@ -254,39 +256,23 @@ def test_names() -> None:
 
 
 # Anything ------------------------------------------------------------------------------------------------------------
-anything = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
-    max_leaves=6,
-)
+PARSERS: list[tuple[Table, Any, dict[str, Any]]] = [
+    (ollama_fields.CHAT, ollama_request.chat, {"messages": [USER]}),
+    (ollama_fields.GENERATE, ollama_request.generate, {"prompt": "hi"}),
+    (ollama_fields.EMBED, ollama_request.embed, {"input": "hi"}),
+    (ollama_fields.EMBEDDINGS, ollama_request.embeddings, {"prompt": "hi"}),
+    (ollama_fields.SHOW, parse_show, {}),
+]
 
 
-def bodies(*fields: Any) -> st.SearchStrategy[dict[str, Any]]:
-    """Bodies whose fields have the right names; some values are of the right kind."""
-    names = sorted({field.name.split(".")[0].split("[")[0] for field in fields} - {"model"})
-    options = sorted(f.name.removeprefix("options.") for f in fields if f.name.startswith("options."))
-    message = st.dictionaries(st.sampled_from(["role", "content", "images", "tool_calls", "thinking"]), anything)
-    good = {
-        "messages": st.lists(st.just(USER) | message, max_size=3),
-        "options": st.dictionaries(st.sampled_from(options), anything, max_size=3),
-    }
-    optional = {name: good.get(name, st.nothing()) | anything for name in names}
-    return st.fixed_dictionaries({"model": st.just("m") | anything}, optional=optional)
-
-
-@settings(max_examples=150, deadline=None)
-@given(
-    st.one_of(
-        st.tuples(st.just(ollama_request.chat), bodies(*ollama_fields.CHAT.fields)),
-        st.tuples(st.just(ollama_request.generate), bodies(*ollama_fields.GENERATE.fields)),
-        st.tuples(st.just(ollama_request.embed), bodies(*ollama_fields.EMBED.fields)),
-    )
-)
-def test_any_body_is_a_request_or_one_line(case: tuple[Any, dict[str, Any]]) -> None:
-    parse, body = case
-    try:
-        found = parse(Call(body))
-    except FieldError as error:
-        assert str(error) and "\n" not in str(error) and len(str(error)) < 500
-    else:
-        assert isinstance(found, Asked | AskedVectors)
+@pytest.mark.parametrize(("table", "parse", "least"), PARSERS, ids=[table.request for table, _, _ in PARSERS])
+@given(data=st.data(), lenient=st.booleans())
+def test_any_body_is_a_request_or_one_line(
+    table: Table, parse: Any, least: dict[str, Any], data: st.DataObject, lenient: bool
+) -> None:
+    words = ("user", "assistant", "tool", "system", "function", "json", "5m", PICTURE)
+    body = data.draw(bodies(table, *words, model="m", **least))
+    dropped: list[str] | None = [] if lenient else None
+    with refusing():
+        parse(Call(body, dropped=dropped))
+    assert all(name.isascii() and name.isprintable() for name in dropped or ())
