@@ -63,11 +63,13 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Logging:
     """`[logging]`. requests: one JSON line for each on standard error. prompts: with their text, for debugging.
-    audit: a file that a line about each authorized request is appended to."""
+    audit: a file that a line about each authorized request is appended to. traces: the URL of an OpenTelemetry
+    collector (OTLP over HTTP), which is then the one address that the server itself connects to."""
 
     requests: bool = True
     prompts: bool = False
     audit: str | None = None
+    traces: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,12 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
         idle=config.idle,
         changed=changed,
     )
-    return Server(config, models, gate=gate or open_gate(config), log=log)
+    server = Server(config, models, gate=gate or open_gate(config), log=log)
+    if config.logging.traces is not None:
+        from herder.serve.traces import Traces
+
+        server.traces = Traces(config.logging.traces)
+    return server
 
 
 def described(config: Config) -> list[str]:

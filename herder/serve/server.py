@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from herder.llm import LLM
     from herder.serve.reply import Reply
+    from herder.serve.traces import Traces
 
 CONCURRENT = 64  # requests that a model that is not loaded yet is taken to run at once
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
@@ -61,6 +62,7 @@ class Server:
         self.metrics = metrics or Metrics()
         self.log = log or Log(requests=False)
         self.extra: dict[str, Any] = {}
+        self.traces: Traces | None = None
         self.draining = False
         self._closed = False
         self._seconds = 1.0  # how long a request takes, a moving mean
@@ -74,6 +76,8 @@ class Server:
             self._closed = True
             await self.models.close()
             await self.gate.close()
+        if self.traces is not None:
+            await self.traces.close()
             for kept in self.extra.values():
                 await kept.close()
 

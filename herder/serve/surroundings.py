@@ -88,6 +88,8 @@ class Surroundings:
         finally:
             server.metrics.http(exchange.path, scope["method"], exchange.status, exchange.principal.key)
             server.log.request(scope["method"], exchange)
+            if server.traces is not None:
+                server.traces.request(scope["method"], given, exchange)
 
     def _allowed(self, origin: bytes | None, given: dict[bytes, bytes]) -> bool:
         if origin is None:
