@@ -322,7 +322,7 @@ class LLM:
         tokens, images = self.render(messages, functions, options.get("format_options"))
         request, stops = self.request(tokens, options, self.chat_sampling, images)
         request = self.constrained(request, self._form(functions, options))
-        names = [function.name for function in functions]
+        names = [function.name for function in functions] if options.get("tool_choice") != "none" else []
         text = TextStream(self.tokenizer, stop=stops)
         chat_format = self.chat_format
         assert chat_format is not None  # render() would have refused

@@ -105,3 +105,7 @@ def test_tools_that_must_be_called(smollm2: Path) -> None:
                 jsonschema.validate(dict(call.arguments), SCHEMA)
         answer = llm.chat(QUESTION, tools=TOOLS, tool_choice="auto", max_tokens=40, temperature=0.0)
         assert answer.message is not None and (answer.message.text or answer.message.tool_calls)
+        spelled = 'start: "<tool_call>{\\"name\\": \\"ping\\", \\"arguments\\": {}}</tool_call>"'
+        for choice, number in [("none", 0), (None, 1)]:  # the same text, a call or not
+            answer = llm.chat(QUESTION, tools=TOOLS, tool_choice=choice, grammar=spelled)
+            assert answer.message is not None and len(answer.message.tool_calls) == number
