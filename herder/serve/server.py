@@ -76,10 +76,10 @@ class Server:
             self._closed = True
             await self.models.close()
             await self.gate.close()
-        if self.traces is not None:
-            await self.traces.close()
             for kept in self.extra.values():
                 await kept.close()
+        if self.traces is not None:
+            await self.traces.close()
 
     async def call(self, request: Request) -> Call:
         """Reads the request. Raises Refusal."""

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import httpx
 import openai
 import pytest
 from openai.types.responses import Response
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
-from herder.serve.config import Config
+from herder.serve.config import Config, Limits
 from herder.serve.gate import Open, Principal
 from herder.serve.server import Server
 from tests.serve.live import Live, live
@@ -212,6 +213,25 @@ def test_refusals(client: Any) -> None:
     assert long.value.code == "context_length_exceeded"
 
 
+@pytest.mark.parametrize("id", ["%00", "x" * 9000, "%F0%9F%90%91", "'%20OR%201=1%20--", "resp_%2e%2e", "%ff", "."])
+def test_odd_ids_are_not_found(served: Live, id: str) -> None:
+    with httpx.Client(base_url=f"{served.url}/v1/responses", headers={"authorization": "Bearer alice"}) as client:
+        for method, path in (("GET", id), ("DELETE", id), ("POST", f"{id}/cancel"), ("GET", f"{id}/input_items")):
+            found = client.request(method, f"/{path}")
+            assert found.status_code in (404, 405) and len(found.content) < 600, (method, found.text)
+            assert found.json()["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize(
+    "query", ["limit=%00", "limit=%D9%A1", "limit=1e1", "after=%ff", "order=", "include[]=x", "frob=1"]
+)
+def test_odd_queries_are_refused(served: Live, client: Any, query: str) -> None:
+    kept = client.responses.create(model="tiny", input="Hello", max_output_tokens=1)
+    url = f"{served.url}/v1/responses/{kept.id}/input_items?{query}"
+    found = httpx.get(url, headers={"authorization": "Bearer alice"})
+    assert found.status_code == 400 and found.json()["error"]["param"], found.text
+
+
 def test_a_long_conversation_is_cut_on_request(client: Any) -> None:
     items = [{"role": "user", "content": f"{number} " * 90} for number in range(10)]
     said: Any = {"model": "tiny", "input": items, "max_output_tokens": 4}
@@ -249,6 +269,19 @@ def test_what_cannot_be_stored_is_not_said_to_be_done(tmp_path: Path) -> None:
         assert events[-1].type == "response.failed"
         assert not any(event.type in ("response.completed", "response.incomplete") for event in events)
         assert client.responses.create(**said, store=False).output_text
+
+
+def test_where_responses_are_kept_when_nobody_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HERDER_HOME", str(tmp_path))
+    limits = Limits(responses=2)
+    with live(config=Config(limits=limits), make=make) as server, client_of(server.url) as client:
+        ids = [client.responses.create(model="tiny", input=word, max_output_tokens=1).id for word in ("a", "b", "c")]
+        assert [one.id for one in map(client.responses.retrieve, ids[1:])] == ids[1:]
+        with pytest.raises(openai.NotFoundError):  # the configured bound
+            client.responses.retrieve(ids[0])
+    path = tmp_path / "state" / "responses.sqlite3"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # closed with the server: no log is left
 
 
 CHILD = """
