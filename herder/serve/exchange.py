@@ -68,7 +68,8 @@ class Exchange:
 
     def headers(self) -> dict[str, str]:
         """What every answer carries."""
-        headers = {"x-request-id": self.id}
+        # OpenAI's clients read the first, Anthropic's the second.
+        headers = {"x-request-id": self.id, "request-id": self.id}
         if self.dropped:
             headers["x-herder-ignored-fields"] = ", ".join(_shown(name) for name in self.dropped[:64])
         if self.truncated:

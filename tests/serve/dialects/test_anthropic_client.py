@@ -52,7 +52,7 @@ def client(served: Live) -> Iterator[anthropic.Anthropic]:
 def test_messages(client: anthropic.Anthropic) -> None:
     found = client.messages.create(**SAID, system="be brief", stop_sequences=["zzzz"], metadata={"user_id": "u"})
     assert found.type == "message" and found.role == "assistant" and found.model == "tiny"
-    assert found.id.startswith("msg_") and found.stop_reason in ("end_turn", "max_tokens")
+    assert found._request_id and found.id.startswith("msg_") and found.stop_reason in ("end_turn", "max_tokens")
     assert 0 < found.usage.output_tokens <= 8 and found.usage.input_tokens > 0
     again = client.messages.create(**SAID, system="be brief")
     assert again.content == found.content and again.usage.cache_read_input_tokens is not None
@@ -139,7 +139,7 @@ def test_models(client: anthropic.Anthropic) -> None:
 def test_bad_requests(client: anthropic.Anthropic) -> None:
     with pytest.raises(anthropic.BadRequestError, match="frobnicate is not a field") as caught:
         client.messages.create(**SAID, extra_body={"frobnicate": 1})
-    assert caught.value.type == "invalid_request_error"
+    assert caught.value.type == "invalid_request_error" and caught.value.request_id
     with pytest.raises(anthropic.BadRequestError, match="image"):
         client.messages.create(**{**SAID, "messages": [{"role": "user", "content": [IMAGE]}]})
     with pytest.raises(anthropic.BadRequestError, match=str(LIMITS.context)):
