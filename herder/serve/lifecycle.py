@@ -33,7 +33,7 @@ def check_installed() -> None:
     """Raises UnsupportedModel where the extra is not installed."""
     from importlib.util import find_spec
 
-    for package in ("starlette", "uvicorn", "prometheus_client"):
+    for package in ("starlette", "uvicorn", "httptools", "prometheus_client"):
         if find_spec(package) is None:
             raise UnsupportedModel(MISSING)
 
@@ -193,6 +193,8 @@ def web_server(config: Config, app: Any) -> uvicorn.Server:
     """uvicorn, with nothing of its own: signals, log and headers are ours. Ends streams that outlive the drain."""
     import uvicorn
 
+    from herder.serve.connection import Bounded
+
     class Quiet(uvicorn.Server):
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
@@ -216,11 +218,11 @@ def web_server(config: Config, app: Any) -> uvicorn.Server:
             server_header=False,
             proxy_headers=False,
             lifespan="on",
+            http=Bounded,
             ws="none",
             timeout_keep_alive=60,
             timeout_graceful_shutdown=max(1, round(config.limits.drain)),
             ssl_certfile=config.tls_certificate,
             ssl_keyfile=config.tls_key,
-            h11_max_incomplete_event_size=65536,
         )
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ import pytest
 
 from herder.llm import LLM
 from herder.runtime.fake import FakeExecutor
+from herder.serve import connection
 from herder.serve.config import Config
 from herder.serve.config import Limits as Bounds
 from tests.serve.live import Live, live
@@ -83,6 +85,33 @@ def test_a_client_that_leaves_while_its_model_loads(slow: tuple[Live, LLM]) -> N
     with pytest.raises(httpx.ReadTimeout):
         HTTP.post(served.url + CHAT, json=LONG, timeout=0.05)
     until(lambda: served.server.models.find("tiny").users == 0)
+
+
+def test_a_head_is_bounded_in_size_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "PATIENCE", 0.2)
+    with live(fake_llm()) as served:
+        host, port = served.url.removeprefix("http://").split(":")
+        line = f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\n".encode()
+        for endless in (b"x: " + b"y" * 200_000, b"x: y\r\n" * 40_000):
+            with socket.create_connection((host, int(port))) as client:
+                client.settimeout(10)
+                with contextlib.suppress(ConnectionError):
+                    client.sendall(line + endless)
+                    assert client.recv(100).startswith(b"HTTP/1.1 400")
+        for beginning in (b"", line):
+            with socket.create_connection((host, int(port))) as client:
+                client.settimeout(10)
+                client.sendall(beginning)
+                assert client.recv(100) == b"", "closed"
+        with socket.create_connection((host, int(port))) as client:  # one connection, several requests
+            client.settimeout(10)
+            for silence in (0.1, 0.1, 0.3, 0.0):  # between requests it may be silent for longer
+                client.sendall(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                answer = b""
+                while b'"ok"' not in answer:
+                    answer += (piece := client.recv(4096))
+                    assert piece, "closed"
+                time.sleep(silence)
 
 
 def test_many_clients_at_once_get_their_own_answers() -> None:
