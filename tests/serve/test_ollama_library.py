@@ -169,25 +169,29 @@ def test_without_permission_nothing_is_fetched(fake: FakeHub) -> None:
         assert len(fake.log) == asked
 
 
-def test_a_client_that_leaves_ends_its_pull_and_the_next_one_goes_on(
-    served: Live, fake: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(ollama_library, "EVERY", 0.01)
-    held = threading.Event()
-    ended = threading.Event()
-    pull = store.pull
+class Endless:
+    """A pull that says again and again that a byte has come, until it is let go; `ended` when it was ended."""
 
-    def slow(name: str, *, offline: bool, progress: Any) -> Path:
-        """Says that a byte has come, again and again, until it is told to stop."""
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.free, self.ended = threading.Event(), threading.Event()
+        self._pull = store.pull
+        monkeypatch.setattr(ollama_library, "EVERY", 0.01)
+        monkeypatch.setattr(store, "pull", self)
+
+    def __call__(self, name: str, *, offline: bool, progress: Any) -> Path:
         try:
-            while not held.is_set():
+            while not self.free.is_set():
                 progress("fetching", 1, 2)
                 time.sleep(0.005)
         finally:
-            ended.set()
-        return pull(name, offline=offline, progress=progress)
+            self.ended.set()
+        return self._pull(name, offline=offline, progress=progress)
 
-    monkeypatch.setattr(store, "pull", slow)
+
+def test_a_client_that_leaves_ends_its_pull_and_the_next_one_goes_on(
+    served: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = Endless(monkeypatch)
     body = {"model": "configured"}
     with httpx.stream("POST", f"{served.url}/api/pull", json=body, timeout=30) as first:
         lines = first.iter_lines()
@@ -197,7 +201,35 @@ def test_a_client_that_leaves_ends_its_pull_and_the_next_one_goes_on(
             waiting = second.iter_lines()
             assert next(waiting) and "waiting" in json.loads(next(waiting))["status"]
             first.close()
-            assert ended.wait(10)
-            held.set()
+            assert endless.ended.wait(10)
+            endless.free.set()
             assert json.loads(list(waiting)[-1]) == {"status": "success"}
     assert store.find("o/gguf:F32") is not None
+
+
+def test_one_that_waits_in_silence_and_leaves(served: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = Endless(monkeypatch)
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/api/pull", json={"model": "configured", "stream": False}, timeout=0.2)
+    assert endless.ended.wait(10)
+
+
+def test_a_server_that_drains_ends_its_pulls(served: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    endless = Endless(monkeypatch)
+    with httpx.stream("POST", f"{served.url}/api/pull", json={"model": "configured"}, timeout=30) as answer:
+        lines = answer.iter_lines()
+        assert next(lines) and next(lines)
+        served.call(lambda: setattr(served.server, "draining", True))
+        assert "shutting down" in json.loads(list(lines)[-1])["error"]
+    assert endless.ended.wait(10)
+
+
+def test_what_fails_within_is_not_quoted(served: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any, **named: Any) -> Path:
+        raise ZeroDivisionError("a secret path")
+
+    monkeypatch.setattr(store, "pull", broken)
+    answer = httpx.post(f"{served.url}/api/pull", json={"model": "configured"})
+    assert "internal error" in answer.text and "secret" not in answer.text
+    whole = httpx.post(f"{served.url}/api/pull", json={"model": "configured", "stream": False})
+    assert whole.status_code == 500 and "secret" not in whole.text

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from herder.serve.dialects import ollama_fields as fields
 from herder.serve.dialects.ollama_encoding import CONTENT_TYPE, line
 from herder.serve.dialects.ollama_names import LATEST, served_as, spellings
 from herder.serve.fields import checked
+from herder.serve.leaving import Leaving
 from herder.serve.problems import Refusal, problem_of
 
 if TYPE_CHECKING:
@@ -49,12 +51,13 @@ async def pull(request: Request, server: Server) -> Response:
     streamed = values.boolean(body.get("stream", True), "stream")
     spec = _wanted(server, name)
     _check_allowed(request, server, spec.pull)
-    fetching = Pull(server, spec, exchanges.of(request.scope).id)
+    fetching = Pull(server, spec, exchanges.of(request.scope))
     if streamed:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(fetching.lines(), media_type=CONTENT_TYPE, headers=headers)
-    async for _ in fetching.statuses():
-        pass
+    async with Leaving(request.receive), contextlib.aclosing(fetching.statuses()) as statuses:
+        async for _ in statuses:
+            pass
     return JSONResponse({"status": "success"})
 
 
@@ -121,20 +124,23 @@ def _wanted(server: Server, name: str) -> ModelSpec:
 class Pull:
     """One pull. statuses() fetches, and yields what Ollama's clients show; it raises HerderError or Refusal."""
 
-    def __init__(self, server: Server, spec: ModelSpec, request_id: str) -> None:
-        self._server, self._spec, self._id = server, spec, request_id
-        self._latest: dict[str, Any] | None = None  # of the fetching thread, for the event loop
+    def __init__(self, server: Server, spec: ModelSpec, exchange: exchanges.Exchange) -> None:
+        self._server, self._spec, self._exchange = server, spec, exchange
+        self._latest: dict[str, Any] | None = None  # from the fetching thread to the event loop
         self._gone = threading.Event()
 
     async def lines(self) -> AsyncIterator[bytes]:
         try:
-            async for status in self.statuses():
-                yield line(status)
+            async with contextlib.aclosing(self.statuses()) as statuses:
+                async for status in statuses:
+                    yield line(status)
             yield line({"status": "success"})
         except Exception as failure:
-            yield line({"error": problem_of(failure, self._id).message})
+            if not isinstance(failure, HerderError | Refusal):
+                self._server.log.failure(self._exchange, failure)
+            yield line({"error": problem_of(failure, self._exchange.id).message})
 
-    async def statuses(self) -> AsyncIterator[dict[str, Any]]:
+    async def statuses(self) -> AsyncGenerator[dict[str, Any]]:
         yield {"status": "pulling manifest"}
         turn: asyncio.Lock = self._server.extra.setdefault(_TURN, asyncio.Lock())
         if turn.locked():
@@ -150,6 +156,9 @@ class Pull:
                     latest, self._latest = self._latest, None
                     if latest is not None:
                         yield latest
+                    if self._server.draining:
+                        message = "the server is shutting down: what has arrived is kept, pull again later"
+                        raise Refusal(Problem("unavailable", message))
                 done.result()
             finally:
                 self._gone.set()
