@@ -271,6 +271,7 @@ class Run:
             stop=prepared.stops,
             calls=bool(request.tools) and request.tool_choice != "none",
             enforced=prepared.enforced,
+            options=request.format_options,
         )
         return _Choice(index, reader, reasoning=request.reasoning, parallel=request.parallel_tool_calls)
 
