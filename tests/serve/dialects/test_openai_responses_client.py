@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Any, Literal
 
 import httpx
@@ -20,11 +21,13 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
+from herder.core.batch import Batch
+from herder.runtime.fake import FakeExecutor
 from herder.serve.config import Config, Limits
 from herder.serve.gate import Open, Principal
 from herder.serve.server import Server
 from tests.serve.live import Live, live
-from tests.serve.models import fake_llm, server_of
+from tests.serve.models import CONFIG, LIMITS, fake_llm, server_of
 
 SCHEMA = {
     "type": "object",
@@ -254,6 +257,29 @@ def test_another_key_reads_nothing(served: Live, client: Any) -> None:
         with pytest.raises(openai.BadRequestError, match="there is no stored item"):
             bob.responses.create(model="tiny", input=[{"type": "item_reference", "id": found.output[0].id}])
     assert client.responses.retrieve(found.id).id == found.id
+
+
+def test_what_nobody_waited_for_is_not_stored(tmp_path: Path) -> None:
+    on = threading.Event()
+
+    def hold(number: int, batch: Batch) -> None:
+        if number > 4:  # after the first tokens
+            assert on.wait(30)
+
+    llm = fake_llm(FakeExecutor(LIMITS, dim=CONFIG.dim, fail=hold))
+    config = Config(responses=str(tmp_path / "responses.db"))
+    with live(llm, config=config, names=("tiny",)) as server, client_of(server.url) as client:
+        stream = client.responses.create(
+            model="tiny", input="Go on", max_output_tokens=50, stream=True, extra_body={"ignore_eos": True}
+        )
+        begun = next(iter(stream)).response.id
+        stream.close()
+        model = server.server.models.find("tiny")
+        while server.call(lambda: model.users):  # until the server has noticed
+            sleep(0.01)
+        on.set()
+        with pytest.raises(openai.NotFoundError):
+            client.responses.retrieve(begun)
 
 
 def test_what_cannot_be_stored_is_not_said_to_be_done(tmp_path: Path) -> None:
