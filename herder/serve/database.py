@@ -40,7 +40,9 @@ def connect(path: str | Path, kind: Kind) -> sqlite3.Connection:
         raise StorageError(f"{path} can be reached by other users (mode {mode:04o}): `chmod 600 {path}`")
     connection = sqlite3.connect(path, timeout=10.0, isolation_level=None, check_same_thread=False)
     try:
+        connection.execute("BEGIN")  # one moment's view of a file that somebody else may just be making
         made = _is_made(connection, path, kind)  # before anything is written: the file may be another program's
+        connection.execute("COMMIT")
         if not made:
             connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # has a meaning before the first table only
         connection.execute("PRAGMA journal_mode=WAL")
