@@ -130,7 +130,7 @@ class AsyncStream:
 
 
 async def ready(streams: Collection[AsyncStream]) -> None:
-    """Waits until one of these streams, all of one event loop and none of them finished, has an event to take(), or is woken."""
+    """Waits until one of these streams, all of one event loop and none finished, has an event to take() or is woken."""
     waiter: asyncio.Future[None] | None = None
     for stream in streams:
         if stream._events:
