@@ -212,6 +212,7 @@ def _grammar(constraint: Constraint) -> dict[str, Any]:
                 raise UsageError(f"the schema is {value!r:.80}: expected a JSON Schema, an object")
             if "x-guidance" in value:
                 raise UsageError("the schema has x-guidance, which is not taken: leave it out")
+            _check_draft(value)
             try:
                 written = LLMatcher.grammar_from_json_schema(json.dumps(dict(value), allow_nan=False), overrides=_JSON)
             except (TypeError, ValueError, RecursionError) as error:
@@ -226,6 +227,36 @@ def _grammar(constraint: Constraint) -> dict[str, Any]:
             raise UsageError(f"there is no constraint {kind!r}: known are json, schema, regex, choice and lark")
     found: dict[str, Any] = json.loads(written)["grammars"][0]
     return found
+
+
+# Where the values of a keyword are schemas themselves: one, a list of them, or one for each name.
+_ONE = ("items", "additionalProperties", "unevaluatedProperties", "unevaluatedItems", "contains", "propertyNames")
+_LISTS = ("prefixItems", "allOf", "anyOf", "oneOf")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_OLD = {"additionalItems": "items", "divisibleBy": "multipleOf", "disallow": "not", "extends": "allOf"}
+
+
+def _check_draft(schema: Mapping[str, Any]) -> None:
+    """Raises UsageError for what older drafts of JSON Schema say otherwise than the present one: llguidance takes these
+    for annotations, and the answer would not be held to them."""
+    waiting: list[tuple[str, Any]] = [("", schema)]
+    while waiting:
+        where, one = waiting.pop()
+        if not isinstance(one, Mapping):
+            continue
+        for old, new in _OLD.items():
+            if old in one:
+                raise UsageError(f"the schema has {where}{old}, of an older draft: write it with {new}")
+        if isinstance(one.get("items"), list | tuple):
+            raise UsageError(f"the schema has a list as {where}items, as in an older draft: write it as prefixItems")
+        for bound in ("exclusiveMinimum", "exclusiveMaximum"):
+            if isinstance(one.get(bound), bool):
+                raise UsageError(f"the schema's {where}{bound} is true or false, of an older draft: give the number")
+        waiting += [(f"{where}{key}.", one[key]) for key in _ONE if key in one]
+        waiting += [(f"{where}{key}.", part) for key in _LISTS if isinstance(one.get(key), list) for part in one[key]]
+        for key in _NAMED:
+            if isinstance(one.get(key), Mapping):
+                waiting += [(f"{where}{key}.{name}.", part) for name, part in one[key].items()]
 
 
 def literal(text: str) -> str:

@@ -124,6 +124,9 @@ REFUSED: list[tuple[Constraint, str]] = [
     (Constraint("lark", "foo"), "Expected token"),
     (Constraint("lark", "start: @nosuch"), "nosuch"),
     (Constraint("lark", "start: <|nosuch|>"), "special token"),
+    (Constraint("schema", {"items": [{"type": "integer"}]}), "write it as prefixItems"),
+    (Constraint("schema", {"properties": {"a": {"exclusiveMinimum": True}}}), "properties.a.exclusiveMinimum is true"),
+    (Constraint("schema", {"anyOf": [{"divisibleBy": 2}]}), "anyOf.divisibleBy, of an older draft"),
     (Constraint("nosuch"), "no constraint 'nosuch'"),  # type: ignore[arg-type]
     (Constraint("regex", "a" * module.MAX_SOURCE), "at most"),
 ]
