@@ -104,7 +104,10 @@ def encoder(model: Any, *, pre_tokenizer: Any = None, normalizer: Any = None) ->
         core.normalizer = normalizer
 
     def encode(text: str) -> list[int]:
-        ids: list[int] = core.encode(text, add_special_tokens=False).ids
+        if len(text) > SHORT_TEXT:  # only batches give the interpreter's lock back, and this may take seconds
+            ids: list[int] = core.encode_batch([text], add_special_tokens=False)[0].ids
+            return ids
+        ids = core.encode(text, add_special_tokens=False).ids
         return ids
 
     return encode

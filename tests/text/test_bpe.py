@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import random
 import re
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +55,22 @@ def both(request: pytest.FixtureRequest) -> Both:
     plain = ours._encode
     assert isinstance(plain, ByteLevel) and plain._full is not None
     return Both(plain, plain._full())
+
+
+def test_a_long_text_leaves_the_interpreter_to_others(smollm2: Path) -> None:
+    with GGUF(smollm2) as file:
+        tokenizer = load_tokenizer(file.metadata)
+    tokenizer.encode("é")  # builds the full encoder
+    words = "a few words " * 20_000
+    ids: list[int] = []
+    thread = threading.Thread(target=lambda: ids.extend(tokenizer.encode(words)))
+    thread.start()
+    turns = 0
+    while thread.is_alive():
+        turns += 1
+        time.sleep(0.001)
+    assert turns > 10
+    assert ids[:8] == tokenizer.encode(words[:4000])[:8] and tokenizer.decode(ids) == words
 
 
 @settings(max_examples=250)
