@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from herder.text.tokenizer import Tokenizer
 
 MAX_SOURCE = 1 << 20  # characters of a constraint, written as JSON
+# llguidance follows references by recursion, and a chain of some thousands ends the process: its stack overflows.
+MAX_RULES = 1000  # of a grammar, its groups among them: a rule may be as deep as both together
+MAX_DEPTH = 1000  # of a schema: of its objects, times the references that may follow one another
 CACHED = 128  # compiled grammars that are kept
 # Between two signs of JSON stands white space only so long, so that a small model cannot lose itself in it for ever:
 # a line break and sixteen levels of two spaces.
@@ -199,6 +202,22 @@ def _source(constraint: Constraint | Composite, spaced: bool) -> str:
     return source
 
 
+def _check_depth(schema: Mapping[str, Any]) -> None:
+    """Refuses a schema that could be followed deeper than MAX_DEPTH."""
+    targets: set[str] = set()
+    level: list[Any] = [schema]
+    depth = 0
+    while level:
+        depth += any(isinstance(one, Mapping) for one in level)
+        targets.update(str(one["$ref"]) for one in level if isinstance(one, Mapping) and "$ref" in one)
+        if depth * max(1, len(targets)) > MAX_DEPTH:
+            raise UsageError(
+                f"the schema is {depth} deep and has {len(targets)} references or more: at most {MAX_DEPTH} in all"
+            )
+        inner = (list(one.values()) if isinstance(one, Mapping) else one for one in level)
+        level = [value for values in inner for value in values if isinstance(value, Mapping | list | tuple)]
+
+
 def _grammar(constraint: Constraint) -> dict[str, Any]:
     """One entry of llguidance's list. Raises UsageError for a value that its kind cannot have."""
     from llguidance import LLMatcher
@@ -213,6 +232,7 @@ def _grammar(constraint: Constraint) -> dict[str, Any]:
             if "x-guidance" in value:
                 raise UsageError("the schema has x-guidance, which is not taken: leave it out")
             _check_draft(value)
+            _check_depth(value)
             try:
                 written = LLMatcher.grammar_from_json_schema(json.dumps(dict(value), allow_nan=False), overrides=_JSON)
             except (TypeError, ValueError, RecursionError) as error:
@@ -220,7 +240,12 @@ def _grammar(constraint: Constraint) -> dict[str, Any]:
         case "regex":
             written = LLMatcher.grammar_from_regex(_text(value, "regex"))
         case "lark":
-            return {"lark_grammar": _text(value, "grammar")}
+            text = _text(value, "grammar")
+            if (levels := sum(map(text.count, ":(["))) > MAX_RULES:
+                raise UsageError(
+                    f"the grammar has {levels} rules and groups (signs : ( [): at most {MAX_RULES} are taken"
+                )
+            return {"lark_grammar": text}
         case "choice":
             return {"lark_grammar": f"start: CHOICE\nCHOICE: {' | '.join(map(literal, _choices(value)))}"}
         case _:

@@ -98,6 +98,7 @@ def test_regular_expressions_match_as_in_python(
     assert whole is (re.fullmatch(regex, text) is not None)
 
 
+CHAIN = {"$ref": "#/$defs/0", "$defs": {str(i): {"items": {"$ref": f"#/$defs/{i + 1}"}} for i in range(5000)}}
 REFUSED: list[tuple[Constraint, str]] = [
     (Constraint("schema", {"type": "array", "uniqueItems": True}), "uniqueItems"),
     (Constraint("schema", {"not": {}}), "not"),
@@ -127,6 +128,11 @@ REFUSED: list[tuple[Constraint, str]] = [
     (Constraint("schema", {"items": [{"type": "integer"}]}), "write it as prefixItems"),
     (Constraint("schema", {"properties": {"a": {"exclusiveMinimum": True}}}), "properties.a.exclusiveMinimum is true"),
     (Constraint("schema", {"anyOf": [{"divisibleBy": 2}]}), "anyOf.divisibleBy, of an older draft"),
+    (
+        Constraint("lark", "start: r0\n" + "".join(f"r{i}: r{i + 1}\n" for i in range(3000)) + 'r3000: "a"'),
+        "3002 rules and groups",
+    ),
+    (Constraint("schema", CHAIN), "references"),
     (Constraint("nosuch"), "no constraint 'nosuch'"),  # type: ignore[arg-type]
     (Constraint("regex", "a" * module.MAX_SOURCE), "at most"),
 ]
