@@ -49,7 +49,7 @@ class Node:
 
 def content(tokens: array[int], index: int, images: Sequence[Image] = ()) -> bytes:
     """What page `index` of a sequence holds, given the pages before it: its ids, and for each image with positions in
-    it the image's key and those positions, counted from the page's beginning."""
+    it the image's key, which of its positions those are, and where, counted from the page's beginning."""
     begin, end = index * PAGE_TOKENS, (index + 1) * PAGE_TOKENS
     ids = tokens[begin:end]
     assert len(ids) == PAGE_TOKENS, "only a full page can be shared"
@@ -57,7 +57,7 @@ def content(tokens: array[int], index: int, images: Sequence[Image] = ()) -> byt
     for image in images:
         first, last = (bisect_left(image.positions, bound) for bound in (begin, end))
         if first < last:
-            places = array("i", [last - first, *(place - begin for place in image.positions[first:last])])
+            places = array("i", [first, last, *(place - begin for place in image.positions[first:last])])
             result += image.key + places.tobytes()
     return result
 

@@ -150,7 +150,8 @@ class Request:
     """What the engine runs: tokens in, tokens out. Text lives above (text/, chat/).
 
     stop_tokens end the generation and are not part of the output. max_tokens None: as long as the context holds.
-    priority: lower runs first; equal priorities are served in order of arrival.
+    priority: lower runs first. group: whose request it is: of equal priority, groups are served by turns, and within a
+    group it is first come, first served.
     grammar: what the output must be, at its beginning; the request owns it. An output that is complete ends (STOP).
     """
 
@@ -159,6 +160,7 @@ class Request:
     sampling: Sampling = field(default_factory=Sampling)
     stop_tokens: frozenset[int] = frozenset()
     priority: int = 0
+    group: str = ""
     images: tuple[Image, ...] = ()
     grammar: Grammar | None = None
 
@@ -176,6 +178,7 @@ class Evaluation:
     report: Literal["scores", "logits", "hidden"]
     first: int = 0
     priority: int = 0
+    group: str = ""
     images: tuple[Image, ...] = ()
 
 

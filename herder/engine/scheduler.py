@@ -1,7 +1,7 @@
 """Which sequences run in the next step, and how many tokens of each.
 
-The order of service is (priority, arrival): a lower priority number first, then first come, first served. Every step,
-within the executor's limits:
+The order of service is (priority, turn, arrival): a lower priority number first, then groups by turns (turns.py), then
+first come, first served. Every step, within the executor's limits:
 
 1. A waiting sequence of strictly better priority may displace running ones of worse priority.
 2. Every running sequence that decodes gets its next token. If it needs a page and none is left, the last sequence in
@@ -35,6 +35,7 @@ from herder.cache.pages import PagePool, pages_for, reach_pages
 from herder.cache.prefix import Node, PrefixCache, content
 from herder.core.batch import PAGE_TOKENS, Limits, Want
 from herder.engine.sequence import Sequence
+from herder.engine.turns import Turns
 
 LEAST_SHARE = 16  # prompt tokens a step: about as many cost no more than the weights read for a single one
 LOGIT_VALUES = 1 << 22  # most float32 logits one sequence asks for in a step (16 MB), so that memory stays bounded
@@ -79,7 +80,8 @@ class Scheduler:
             self.pool, PagePool(limits.local_pages) if self._local is not None else None, self._local
         )
         self.running: list[Sequence] = []  # in order of service
-        self.waiting: list[tuple[tuple[int, int], Sequence]] = []  # a heap
+        self.waiting: list[tuple[tuple[int, int, int], Sequence]] = []  # a heap
+        self.turns = Turns()
         self.preemptions = 0
         self._most = min(limits.batch_chunks, limits.batch_tokens)
         self._logit_rows = max(1, LOGIT_VALUES // limits.vocab)
@@ -96,6 +98,8 @@ class Scheduler:
         return [*self.running, *(sequence for _, sequence in self.waiting)]
 
     def add(self, sequence: Sequence) -> None:
+        start = self.turns.begin(sequence.group, sequence.prompt_tokens)
+        sequence.key = (sequence.priority, start, sequence.arrival)
         heappush(self.waiting, (sequence.key, sequence))
         if self.waiting[0][1] is sequence:
             self._full = False
@@ -295,6 +299,7 @@ class Scheduler:
             self._full = True
             return None
         heappop(self.waiting)
+        self.turns.served(sequence.key[1])
         chain, local_pages = fit
         sequence.nodes = chain
         sequence.computed = len(chain) * PAGE_TOKENS
@@ -353,5 +358,5 @@ class Scheduler:
         self._full = False
 
 
-def _key(sequence: Sequence) -> tuple[int, int]:
+def _key(sequence: Sequence) -> tuple[int, int, int]:
     return sequence.key

@@ -50,6 +50,7 @@ class Sequence:
         "finished",
         "first_token",
         "grammar",
+        "group",
         "images",
         "key",
         "last_token",
@@ -79,7 +80,8 @@ class Sequence:
         prompt = request.prompt if isinstance(request, Request) else request.tokens
         self.arrival = arrival
         self.priority = request.priority
-        self.key = (request.priority, arrival)
+        self.group = request.group
+        self.key = (request.priority, 0, arrival)  # the scheduler says when its turn is
         self.sink = sink
         self.seed = seed
         self.tokens = array("i", prompt)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import AsyncGenerator, Callable, Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from herder.chat.streaming import AnswerPiece, AnswerStream, ArgumentsPiece, CallBegan, ReasoningPiece, TextPiece
@@ -169,14 +170,19 @@ class _Choice:
 
 
 class Run:
-    """A request under way: batches() once. Raises FieldError for more answers than max_choices."""
+    """A request under way: batches() once. group: whose it is (see core.request.Request).
 
-    def __init__(self, llm: LLM, request: ChatRequest | TextRequest, *, max_choices: int = MAX_CHOICES) -> None:
+    Raises FieldError for more answers than max_choices."""
+
+    def __init__(
+        self, llm: LLM, request: ChatRequest | TextRequest, *, max_choices: int = MAX_CHOICES, group: str = ""
+    ) -> None:
         asked = request.n * (len(request.prompts) if isinstance(request, TextRequest) else 1)
         if not 1 <= asked <= max_choices:
             raise FieldError(f"n asks for {asked} answers in all: must be between 1 and {max_choices}", "n")
         self._llm = llm
         self._request = request
+        self._group = group
         self._running: list[_Choice] = []
         self._waiting: dict[int, list[tuple[_Choice, Request]]] = {}  # by the index of the choice that they follow
         self._choices: list[_Choice] = []
@@ -276,7 +282,7 @@ class Run:
         return _Choice(index, reader, reasoning=request.reasoning, parallel=request.parallel_tool_calls)
 
     def _submit(self, choice: _Choice, request: Request) -> None:
-        choice.stream = self._llm.engine.submit_async(request)
+        choice.stream = self._llm.engine.submit_async(replace(request, group=self._group))
         self._running.append(choice)
 
     def _read(self, choice: _Choice, out: list[AnswerEvent]) -> None:

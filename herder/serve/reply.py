@@ -79,7 +79,7 @@ class Reply:
         exchange, metrics = self.exchange, self._server.metrics
         reasons: list[str] = []
         previous = 0.0
-        run = Run(llm, wanted, max_choices=self._server.config.limits.choices)
+        run = Run(llm, wanted, max_choices=self._server.config.limits.choices, group=exchange.principal.key)
         try:
             async for batch in run.batches():
                 now = monotonic()
