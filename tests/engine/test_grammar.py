@@ -120,7 +120,10 @@ def test_any_answer_validates(tiny: tuple[Tokenizer, Grammars], schema: dict[str
     jsonschema.validate(answer, schema, jsonschema.Draft202012Validator)
 
 
-PATTERNS = [r"[A-Z][a-z]{0,5} \d{2,4}", r"(yes|no)(, (yes|no)){0,3}", r"[a-z]{1,4}@[^ -~]{1,4}\.(org|com)"]
+# Digits of one to four bytes, written out: what \d matches depends on the version of Unicode, and llguidance's is newer
+# than that of some Pythons.
+DIGIT = r"[0-9\u07c0-\u07c9\u0e50-\u0e59\U0001d7ce-\U0001d7ff]"
+PATTERNS = [rf"[A-Z][a-z]{{0,5}} {DIGIT}{{2,4}}", r"(yes|no)(, (yes|no)){0,3}", r"[a-z]{1,4}@[^ -~]{1,4}\.(org|com)"]
 
 
 @dataclass(frozen=True)

@@ -62,6 +62,7 @@ def test_whole_texts(vocabularies: dict[str, tuple[Tokenizer, Grammars]], name: 
     for constraint, good, bad in [
         (Constraint("json"), ['{"a": [1, "é\U0001f999"]}', "{}"], ["[1]", "{", " {}", "{} "]),
         (Constraint("regex", r"\s*x+|a/b\n"), ["x", " xx", "a/b\n"], ["", "y", "a"]),
+        (Constraint("regex", r"\d{2}"), ["42", "4\u0e56", "\U0001d7d2\u0664"], ["4", "4\u0e01", "4\xb2"]),
         (Constraint("choice", ["Paris", "New York", 'a"b\\c\n', "é"]), ["Paris", 'a"b\\c\n', "é"], [" Paris", "New"]),
         (Constraint("choice", ["", "yes"]), ["", "yes"], ["y"]),
         (Constraint("lark", 'start: "a" inner? "c"\ninner: "b" inner?'), ["ac", "abbbc"], ["abb", "b"]),
