@@ -33,6 +33,8 @@ _JSON: JsonCompileOptions = {"whitespace_pattern": r"[ \t\n\r]{1,33}", "lenient"
 # Forcing would let the grammar choose the tokens of a text that is fixed. Without it a mask depends on nothing but the
 # bytes so far, no Python runs inside llguidance, and a fixed text of a megabyte costs nothing.
 _OPTIONS = '%llguidance {"no_forcing": true}\n'
+_WHY = "its rules exclude each other, or one of them never ends"
+_STUCK = "NoExtensionBias"  # llguidance's whole message where no token may come next and the answer is not whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Grammars:
         matcher = LLMatcher(self._bridge, source, log_level=0, limits=_limits())
         _check(matcher)
         matcher.compute_bitmask()  # the first one, on which all copies build: what fails at once, fails here
-        _check(matcher)
+        _check(matcher, f"no answer can match it: {_WHY}")
         return matcher
 
 
@@ -174,9 +176,11 @@ def _limits() -> LLParserLimits:
     return LLParserLimits(verbose_errors=False)
 
 
-def _check(matcher: LLMatcher) -> None:
+def _check(matcher: LLMatcher, stuck: str = f"no text can follow what the answer has so far: {_WHY}") -> None:
+    """stuck: what is said where no token may come next and the answer is not whole."""
     if matcher.is_error():
-        raise UsageError(f"the constraint cannot be enforced: {_one_line(matcher.get_error())}")
+        reason = _one_line(matcher.get_error())
+        raise UsageError(f"the constraint cannot be enforced: {stuck if reason == _STUCK else reason}")
 
 
 def _one_line(message: str) -> str:

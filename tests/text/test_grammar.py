@@ -123,6 +123,8 @@ REFUSED: list[tuple[Constraint, str]] = [
     (Constraint("choice", []), "at least one"),
     (Constraint("choice", "abc"), "list of strings"),
     (Constraint("choice", ["a", 1]), "expected text"),
+    (Constraint("regex", r"[^\s\S]"), "no answer can match it: its rules"),
+    (Constraint("lark", "start: start"), "no answer can match it: its rules"),
     (Constraint("lark", "foo"), "Expected token"),
     (Constraint("lark", "start: @nosuch"), "nosuch"),
     (Constraint("lark", "start: <|nosuch|>"), "special token"),
@@ -162,6 +164,14 @@ def test_failing_later_is_an_error_and_not_an_end(
         for _ in range(200):
             grammar.mask()
             assert grammar.accept(tokenizer.encode("a")[0])
+
+
+def test_an_answer_that_nothing_can_follow(vocabularies: dict[str, tuple[Tokenizer, Grammars]]) -> None:
+    tokenizer, grammars = vocabularies["smollm"]
+    grammar = grammars.compile(Constraint("lark", 'start: "a" NOTHING\nNOTHING: /b/ & /c/'))
+    assert grammar.accept(tokenizer.encode("a")[0])
+    with pytest.raises(UsageError, match="cannot be enforced: no text can follow what the answer has so far"):
+        grammar.mask()
 
 
 def test_long_repetitions_cost_nothing(vocabularies: dict[str, tuple[Tokenizer, Grammars]]) -> None:
