@@ -65,7 +65,10 @@ def answer_form(
         raise UsageError("a tool must be called, but none is given: give tools, or leave tool_choice out")
     if style is None:
         name = "this model" if chat_format is None else f"the chat format {chat_format.name}"
-        raise UsageError(f"a tool must be called, but {name} has no notation for calls: leave tool_choice out")
+        raise UsageError(
+            f"a tool must be called, but {name} has no notation for calls: leave tool_choice out, or give the answer a "
+            "schema"
+        )
     return _Builder(style, tools, choice == "auto", parallel, content).form()
 
 
