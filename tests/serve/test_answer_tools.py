@@ -28,7 +28,7 @@ HEAR = Tool("hear", None, {"type": "object", "properties": {}, "additionalProper
 
 
 def chat(**values: Any) -> ChatRequest:
-    options = {"max_tokens": 200, "temperature": 1.0}
+    options = {"max_tokens": 200, "temperature": 1.0, "seed": 1}
     return ChatRequest(model="tiny", messages=(Message("user", "hello"),), options=options, **values)
 
 

@@ -77,8 +77,6 @@ def test_a_model_that_does_not_load_is_not_ready() -> None:
 
 
 def test_a_model_that_generates_nothing_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(health, "PATIENCE", 0.05)
-
     class Stuck(FakeExecutor):
         def result(self, ticket: Any) -> Any:
             time.sleep(0.3)
@@ -87,10 +85,11 @@ def test_a_model_that_generates_nothing_is_not_ready(monkeypatch: pytest.MonkeyP
     def fail(number: int, batch: Batch) -> Exception | None:
         return NumericError("the weights are damaged")
 
-    for executor, words in (
-        (Stuck(LIMITS, dim=CONFIG.dim), "busy: no token"),
-        (FakeExecutor(LIMITS, dim=CONFIG.dim, fail=fail), "failed: the weights are damaged"),
+    for executor, patience, words in (
+        (Stuck(LIMITS, dim=CONFIG.dim), 0.05, "busy: no token"),
+        (FakeExecutor(LIMITS, dim=CONFIG.dim, fail=fail), 10.0, "failed: the weights are damaged"),
     ):
+        monkeypatch.setattr(health, "PATIENCE", patience)
 
         async def test(server: Server, words: str = words) -> None:
             await load(server)

@@ -29,7 +29,7 @@ from tests.serve.models import CONFIG, LIMITS, fake_llm
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAT = "/v1/chat/completions"
-BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8}
+BODY = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "temperature": 0}
 LONG = {**BODY, "max_tokens": 900}
 # One for all: making a client reads the system's certificates, which takes longer than a request.
 HTTP = httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_connections=64))
@@ -83,7 +83,7 @@ def test_a_client_that_leaves_frees_its_place(slow: tuple[Live, LLM], stream: bo
 def test_a_client_that_leaves_while_its_model_loads(slow: tuple[Live, LLM]) -> None:
     served, _ = slow
     with pytest.raises(httpx.ReadTimeout):
-        HTTP.post(served.url + CHAT, json=LONG, timeout=0.05)
+        HTTP.post(served.url + CHAT, json=LONG, timeout=httpx.Timeout(60, read=0.05))
     until(lambda: served.server.models.find("tiny").users == 0)
 
 
