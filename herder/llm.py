@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack, overload
 
 from herder.completion import Assembly, AsyncCompletionStream, Completion, CompletionStream
-from herder.core.errors import HerderError, UnsupportedModel, UsageError
+from herder.core.errors import ContextOverflow, HerderError, UnsupportedModel, UsageError
 from herder.core.request import Constraint, Evaluated, Evaluation, Finished, Image, Request, Sampling, TokenLogprob
 from herder.options import Options as Options
 from herder.options import check_names, constraint, refuse_chat_options, sampling, stop_strings
@@ -274,30 +274,46 @@ class LLM:
     def _evaluate(self, request: Evaluation) -> Iterator[Evaluated]:
         return _results(self.engine.submit(request))
 
-    def tokens(self, text: Prompt) -> tuple[int, ...]:
-        """Token ids as given, or those of a plain text, BOS first where the model wants it."""
+    def tokens(self, text: Prompt, *, fitting: bool = False) -> tuple[int, ...]:
+        """Token ids as given, or those of a plain text, BOS first where the model wants it. fitting: raise
+        ContextOverflow at once for a text that no tokens make fit, and do not encode megabytes to know by how much."""
         if isinstance(text, str):
+            if fitting:
+                self._refuse(self.tokenizer.least(text))
             return tuple(self.tokenizer.encode(text, bos=self.tokenizer.add_bos))
         return tuple(int(token) for token in text)
 
-    def infill_tokens(self, prefix: str, suffix: str, suffix_first: bool = False) -> list[int]:
-        """The prompt of infill(). Raises UnsupportedModel when the model has no tokens for it."""
+    def _refuse(self, least: int) -> None:
+        if least > self.context:
+            message = f"the text has at least {least} tokens, and the context holds {self.context}: shorten it"
+            raise ContextOverflow(message, prompt_tokens=least, limit=self.context)
+
+    def infill_tokens(self, prefix: str, suffix: str, suffix_first: bool = False, *, fitting: bool = True) -> list[int]:
+        """The prompt of infill(); fitting: as for tokens(). Raises UnsupportedModel for a model without its tokens."""
         from herder.chat.codellama import infill_prompt
 
-        return infill_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first).encode(self.tokenizer)
+        prompt = infill_prompt(self.tokenizer, prefix, suffix, suffix_first=suffix_first)
+        if fitting:
+            self._refuse(prompt.least(self.tokenizer))
+        return prompt.encode(self.tokenizer)
 
     def _generation(self, prompt: Prompt, options: Options) -> tuple[Request, Assembly]:
         refuse_chat_options(options)
-        request, stops = self.request(self.tokens(prompt), options, Sampling())
+        request, stops = self.request(self.tokens(prompt, fitting=True), options, Sampling())
         request = self.constrained(request, constraint(options), start=False)
         text = TextStream(self.tokenizer, stop=stops, start=False)
         return request, Assembly(text, self.tokenizer.token)
 
     def render(
-        self, messages: Messages, tools: Tools = (), format_options: Mapping[str, Any] | None = None
+        self,
+        messages: Messages,
+        tools: Tools = (),
+        format_options: Mapping[str, Any] | None = None,
+        *,
+        fitting: bool = False,
     ) -> tuple[tuple[int, ...], tuple[Image, ...]]:
         """A conversation's prompt as chat() makes it: the token ids, up to where the assistant begins to speak, and the
-        images at their places. Raises what chat() raises."""
+        images at their places. fitting: as for tokens(). Raises what chat() raises."""
         chat_format = self.chat_format
         if chat_format is None:
             raise self._chat_refusal or UnsupportedModel(
@@ -312,6 +328,8 @@ class LLM:
         if taken := given.keys() & {"messages", "tools", "add_generation_prompt", "learn"}:
             raise UsageError(f"format_options has {min(taken)!r}, which is no option of a chat format")
         prompt = chat_format.render(pictures.messages, tools=read_tools(tools) or None, **given)
+        if fitting:
+            self._refuse(prompt.least(self.tokenizer))
         tokens = tuple(prompt.encode(self.tokenizer))
         return tokens, pictures.placed(tokens, prompt.images)
 
@@ -319,7 +337,7 @@ class LLM:
         from herder.chat.message import read_tools
 
         functions = read_tools(tools)
-        tokens, images = self.render(messages, functions, options.get("format_options"))
+        tokens, images = self.render(messages, functions, options.get("format_options"), fitting=True)
         request, stops = self.request(tokens, options, self.chat_sampling, images)
         request = self.constrained(request, self._form(functions, options))
         names = [function.name for function in functions] if options.get("tool_choice") != "none" else []

@@ -62,6 +62,10 @@ class Prompt:
                 ids += _encode(segment, i == 0, tokenizer)
         return ids
 
+    def least(self, tokenizer: Tokenizer) -> int:
+        """A number of tokens that the prompt has at the least, found without encoding it."""
+        return sum(1 if isinstance(s, Control) else tokenizer.least(s.text) for s in self.segments)
+
     def encode_with_mask(self, tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
         """The ids, and for each whether the assistant wrote it: the tokens a training loss is taken over.
 

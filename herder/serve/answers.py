@@ -249,7 +249,7 @@ class Run:
         if prepared.echo is not None:
             logprobs: tuple[TokenLogprob, ...] = ()
             if prepared.score is not None:
-                logprobs = await prompt_logprobs(self._llm, prepared.request.prompt, prepared.score)
+                logprobs = await prompt_logprobs(self._llm, prepared.request.prompt, prepared.score, self._group)
             out += [TextDelta(choice.index, prepared.echo, logprobs) for choice in made]
         if not prepared.generate:
             seed = prepared.request.sampling.seed or 0

@@ -126,7 +126,7 @@ class Endpoint:
             call = await server.call(request)
             asked = route.parse(call)
             async with server.use(request, asked.model) as llm:
-                vectors, tokens = await embed(llm, asked)
+                vectors, tokens = await embed(llm, asked, exchanges.of(scope).principal.key)
                 exchanges.of(scope).prompt_tokens = tokens
                 exchanges.of(scope).reasons = ("stop",)
                 context = server.context(request, asked.model, call.body, llm)

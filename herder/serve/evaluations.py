@@ -17,21 +17,23 @@ if TYPE_CHECKING:
     from herder.llm import LLM
 
 
-async def embed(llm: LLM, request: EmbedRequest) -> tuple[list[list[float]], int]:
+async def embed(llm: LLM, request: EmbedRequest, group: str = "") -> tuple[list[list[float]], int]:
     """A vector for each input, in their order, and the prompt tokens in all. As LLM.embed: the mean over the tokens of
-    the final norm's output. Raises HerderError; leaving early aborts what runs."""
+    the final norm's output. group: whose it is (see core.request.Request). Raises HerderError; leaving early aborts
+    what runs."""
     import numpy as np
 
     dim = llm.config.dim
     if request.dimensions is not None and not 1 <= request.dimensions <= dim:
         raise FieldError(f"dimensions is {request.dimensions}: this model has {dim}", "dimensions")
-    texts = await asyncio.to_thread(lambda: [llm.tokens(text) for text in request.inputs])
+    fitting = not request.truncate
+    texts = await asyncio.to_thread(lambda: [llm.tokens(text, fitting=fitting) for text in request.inputs])
     if request.truncate:
         texts = [tokens[: llm.context] for tokens in texts]
     else:
         for tokens in texts:
             _fits(llm, tokens)
-    streams = [llm.engine.submit_async(Evaluation(tokens, "hidden")) for tokens in texts]
+    streams = [llm.engine.submit_async(Evaluation(tokens, "hidden", group=group)) for tokens in texts]
     vectors = []
     try:
         for tokens, stream in zip(texts, streams, strict=True):
@@ -52,28 +54,27 @@ async def embed(llm: LLM, request: EmbedRequest) -> tuple[list[list[float]], int
     return vectors, sum(map(len, texts))
 
 
-async def score(llm: LLM, text: str | tuple[int, ...]) -> list[TokenLogprob]:
+async def score(llm: LLM, tokens: tuple[int, ...], group: str = "") -> list[TokenLogprob]:
     """The log-probability of each token after those before it; as LLM.score, the list begins with the second token."""
-    tokens = await asyncio.to_thread(llm.tokens, text)
     _fits(llm, tokens)
     scores: list[float] = []
-    async for event in _evaluated(llm, Evaluation(tokens, "scores")):
+    async for event in _evaluated(llm, Evaluation(tokens, "scores", group=group)):
         scores += event.scores
     return [TokenLogprob(token, value) for token, value in zip(tokens[1:], scores, strict=True)]
 
 
-async def prompt_logprobs(llm: LLM, tokens: tuple[int, ...], top: int) -> tuple[TokenLogprob, ...]:
+async def prompt_logprobs(llm: LLM, tokens: tuple[int, ...], top: int, group: str = "") -> tuple[TokenLogprob, ...]:
     """Of every token of a prompt, with `top` alternatives. The first one has none: its logprob is nan."""
     first = TokenLogprob(tokens[0], math.nan)
     if len(tokens) == 1:
         return (first,)
     if not top:
-        return (first, *await score(llm, tokens))
+        return (first, *await score(llm, tokens, group))
     import numpy as np
 
     vocab = llm.config.vocab
     found = [first]
-    async for event in _evaluated(llm, Evaluation(tokens[:-1], "logits")):
+    async for event in _evaluated(llm, Evaluation(tokens[:-1], "logits", group=group)):
         rows = np.frombuffer(event.logits, np.float32).reshape(-1, vocab).astype(np.float64)
         rows -= rows.max(1, keepdims=True)
         rows -= np.log(np.exp(rows).sum(1, keepdims=True))

@@ -66,7 +66,7 @@ async def count_tokens(llm: LLM, request: ChatRequest | TextRequest | EmbedReque
 # Chat ----------------------------------------------------------------------------------------------------------------
 def _chat(llm: LLM, request: ChatRequest) -> Prepared:
     form, enforced = _form(llm, request)
-    tokens, images = _rendered(llm, request, request.messages)
+    tokens, images = _rendered(llm, request, request.messages, fitting=not request.truncate)
     truncated = 0
     if request.truncate and len(tokens) > _window(llm, request):
         tokens, images, truncated = _shortened(llm, request, len(tokens))
@@ -102,9 +102,11 @@ def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None
     return form, not free and choice != "none" and style is not None
 
 
-def _rendered(llm: LLM, request: ChatRequest, messages: Sequence[Message]) -> tuple[tuple[int, ...], tuple[Image, ...]]:
+def _rendered(
+    llm: LLM, request: ChatRequest, messages: Sequence[Message], *, fitting: bool = False
+) -> tuple[tuple[int, ...], tuple[Image, ...]]:
     tools = () if request.tool_choice == "none" else request.tools
-    return llm.render(messages, tools, request.format_options)
+    return llm.render(messages, tools, request.format_options, fitting=fitting)
 
 
 def _shortened(llm: LLM, request: ChatRequest, whole: int) -> tuple[tuple[int, ...], tuple[Image, ...], int]:
@@ -136,9 +138,9 @@ def _text(llm: LLM, request: TextRequest, prompt: str | tuple[int, ...]) -> Prep
             raise FieldError("suffix needs a prompt of text, not of token ids", "suffix")
         if request.echo:
             raise FieldError("echo has no meaning with suffix: the answer stands between the two", "echo")
-        tokens = tuple(llm.infill_tokens(prompt, request.suffix))
+        tokens = tuple(llm.infill_tokens(prompt, request.suffix, fitting=not request.truncate))
     else:
-        tokens = llm.tokens(prompt)
+        tokens = llm.tokens(prompt, fitting=not request.truncate)
     truncated = 0
     if request.truncate and len(tokens) > (window := _window(llm, request)):
         bos = tokens[:1] if tokens[0] == llm.tokenizer.bos_id else ()

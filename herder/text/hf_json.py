@@ -55,9 +55,12 @@ def _tokenizer(data: Json, path: Path) -> Tokenizer:
     )
     if vocabulary.spelling is Spelling.ALPHABET:
         name, encode, prefix = "bpe", _byte_level(core, data, path), Prefix.NEVER
+        exact = data.get("normalizer") is None
     else:
         name, encode, prefix = "spm", encoder(core), _prefix(data, path)
-    return Tokenizer(name, vocabulary, encode, _special(data, vocabulary, unknown, path), prefix=prefix)
+        exact = bool(model.get("byte_fallback"))
+    special = _special(data, vocabulary, unknown, path)
+    return Tokenizer(name, vocabulary, encode, special, prefix=prefix, exact=exact)
 
 
 def _vocabulary(data: Json, path: Path) -> tuple[Vocabulary, set[str]]:

@@ -127,6 +127,7 @@ class Tokenizer:
     prefix: which texts begin with a space of their own; decoding takes the first one away.
     chunks: cuts a long text into parts that are encoded one by one.
     version: the one that Mistral gives its files (`v3`), as far as they say; each has a chat format of its own.
+    exact: encoding rewrites nothing of a text first, and makes no single unknown token of several characters.
     """
 
     def __init__(
@@ -139,12 +140,14 @@ class Tokenizer:
         prefix: Prefix = Prefix.NEVER,
         chunks: Callable[[str], Iterator[str]] | None = None,
         version: str | None = None,
+        exact: bool = True,
     ) -> None:
         self.name = name
         self.version = version
         self.vocab_size = len(vocabulary.tokens)
         self.special = special
         self.prefix = prefix
+        self.exact = exact
         self._vocabulary = vocabulary
         self._encode = encode
         self._chunks = chunks
@@ -155,6 +158,7 @@ class Tokenizer:
             words = {word.replace(" ", SPACE): i for word, i in words.items()}
         self._words = Matcher(words)
         self._specials: Matcher | None = None  # built when first needed: Llama 4 has 2,048 of them
+        self._longest: int | None = None
 
     @property
     def bos_id(self) -> int | None:
@@ -234,6 +238,18 @@ class Tokenizer:
                 ids += self._plain(part, start, space)
             start, space = False, True
         return ids
+
+    def least(self, text: str) -> int:
+        """A number of tokens that the text has at the least, found without encoding it: its bytes over those of the
+        longest token. 0 where a text may have bytes that are in no token."""
+        if self._longest is None:
+            spelled = [self.token_bytes(i) for i in range(self.vocab_size) if i not in self._control]
+            every = self.exact and len({raw for raw in spelled if len(raw) == 1}) == 256
+            self._longest = max(map(len, spelled)) if every else 0
+        if self._vocabulary.spelling is Spelling.PIECES:
+            text = text.replace(SPACE, " ")  # which it is to such a vocabulary, in three bytes
+        size = len(text.encode("utf-8", "surrogatepass"))
+        return -(-size // self._longest) if self._longest else 0
 
     def _plain(self, text: str, start: bool, space: bool = True) -> list[int]:
         if not text:

@@ -168,7 +168,7 @@ def test_echo_brings_the_prompt_and_its_logprobs() -> None:
 
 def test_a_deadline_ends_an_answer_with_what_there_is() -> None:
     async def test(llm: LLM) -> None:
-        request = text("hello", deadline=0.2, n=2, options={"ignore_eos": True})
+        request = text("hello", deadline=1.0, n=2, options={"ignore_eos": True})
         found = whole(request, await collected(llm, request))
         assert [choice.reason for choice in found.choices] == ["length", "length"]
         assert all(0 < choice.tokens < 900 for choice in found.choices)
@@ -315,7 +315,7 @@ def test_embeddings_and_scores_are_the_python_apis() -> None:
         with pytest.raises(ContextOverflow):
             await embed(llm, EmbedRequest("tiny", ("x" * 3000,)))
         assert (await embed(llm, EmbedRequest("tiny", ("x" * 3000,), truncate=True)))[1] == llm.context
-        assert await score(llm, "one two") == llm.score("one two")
+        assert await score(llm, llm.tokens("one two")) == llm.score("one two")
 
     run(test)
 

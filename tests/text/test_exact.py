@@ -85,6 +85,15 @@ def test_every_assigned_character(pair: tuple[Tokenizer, Ids]) -> None:
 def test_any_text(pair: tuple[Tokenizer, Ids], s: str) -> None:
     ours, reference = pair
     assert ours.encode(s) == reference(s)
+    assert ours.least(s) <= len(ours.encode(s))
+
+
+def test_how_many_tokens_a_long_text_has_at_the_least(pair: tuple[Tokenizer, Ids]) -> None:
+    ours, _ = pair
+    longest = max((ours.token_bytes(i) for i in range(ours.vocab_size) if not ours.is_control(i)), key=len)
+    for s in (*LONG, longest.decode(errors="replace") * 50):
+        assert 0 < ours.least(s) <= len(ours.encode(s)) or not s
+    assert ours.least("llama " * 100_000) >= 600_000 // len(longest)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from herder.core.request import TokenLogprob
@@ -153,14 +154,15 @@ async def score(request: Request, server: Server) -> Response:
 
     call = await server.call(request)
     name, inputs, strings = parse_score(call)
+    exchange = exchanges.of(request.scope)
     async with server.use(request, name) as llm:
         entries, total = [], 0
         for i, given in enumerate(inputs):
-            ids = await asyncio.to_thread(llm.tokens, given)
-            found = await prompt_logprobs(llm, ids, 0) if ids else ()
+            ids = await asyncio.to_thread(partial(llm.tokens, given, fitting=True))
+            found = await prompt_logprobs(llm, ids, 0, exchange.principal.key) if ids else ()
             entries.append(scored(i, found, llm.tokenizer.token if strings else None))
             total += len(ids)
-        exchanges.of(request.scope).prompt_tokens = total
+        exchange.prompt_tokens = total
     usage = {"prompt_tokens": total, "total_tokens": total}
     return JSONResponse({"object": "list", "model": name, "data": entries, "usage": usage})
 

@@ -113,7 +113,7 @@ async def _vectors(
     async with server.use(request, served.name) as llm:
         _keep(served, asked.keep)
         inputs, exchange.truncated = await asyncio.to_thread(_inputs, llm, asked)
-        vectors, tokens = await evaluate(llm, replace(asked.wanted, inputs=inputs))
+        vectors, tokens = await evaluate(llm, replace(asked.wanted, inputs=inputs), exchange.principal.key)
         exchange.prompt_tokens, exchange.reasons = tokens, ("stop",)
         found = document(vectors, tokens, monotonic() - started, load)
         return await asyncio.to_thread(JSONResponse, found)
@@ -121,7 +121,7 @@ async def _vectors(
 
 def _inputs(llm: LLM, asked: AskedVectors) -> tuple[tuple[tuple[int, ...], ...], int]:
     """The inputs' tokens, cut to the window where that is wanted, and how many were left out."""
-    whole = [llm.tokens(text) for text in asked.wanted.inputs]
+    whole = [llm.tokens(text, fitting=not asked.wanted.truncate) for text in asked.wanted.inputs]
     for i, (tokens, text) in enumerate(zip(whole, asked.wanted.inputs, strict=True)):
         if not tokens or not text:
             raise FieldError(f"input[{i}] is an empty text: leave it out", f"input[{i}]")
