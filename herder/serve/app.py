@@ -22,6 +22,7 @@ from herder.serve.dialect import Dialect, Embed, Generate, Problem
 from herder.serve.evaluations import embed
 from herder.serve.health import readiness
 from herder.serve.leaving import Gone
+from herder.serve.nearest import Nearest, spoken
 from herder.serve.page import page_routes
 from herder.serve.problems import Refusal, problem_of
 from herder.serve.reply import encoded, head
@@ -33,9 +34,9 @@ FIRST = "openai_chat"  # whose errors a path has that nobody knows
 
 def build_app(server: Server, dialects: Sequence[Dialect] | None = None) -> ASGIApp:
     """The ASGI application of a server. dialects: by default every module of herder/serve/dialects."""
-    spoken = tuple(load_dialects() if dialects is None else dialects)
+    known = tuple(load_dialects() if dialects is None else dialects)
     routes: dict[tuple[str, str], list[tuple[Dialect, Any]]] = {}
-    for dialect in spoken:
+    for dialect in known:
         for route in dialect.ROUTES:
             routes.setdefault((route.path, route.method), []).append((dialect, route))
     handlers: list[BaseRoute] = [
@@ -46,7 +47,7 @@ def build_app(server: Server, dialects: Sequence[Dialect] | None = None) -> ASGI
         Route("/health/live", _live(server)),
         Route("/health/ready", _ready(server)),
         Route("/metrics", _metrics(server)),
-        *page_routes(spoken),
+        *page_routes(known),
     ]
 
     @contextlib.asynccontextmanager
@@ -54,13 +55,13 @@ def build_app(server: Server, dialects: Sequence[Dialect] | None = None) -> ASGI
         yield
         await server.close()
 
-    unknown = Unknown(server, spoken)
+    nearest = Nearest(known)
     app = Starlette(
         routes=handlers,
         lifespan=lifespan,
-        exception_handlers={404: unknown.not_found, 405: unknown.not_allowed},
+        exception_handlers={404: _not_found(nearest), 405: _not_allowed(nearest)},
     )
-    return Surroundings(app, server)
+    return Surroundings(app, server, nearest)
 
 
 def load_dialects() -> list[Dialect]:
@@ -74,7 +75,7 @@ def load_dialects() -> list[Dialect]:
 
 
 class Endpoint:
-    """One path and method. Two vendors may share it (GET /v1/models): Anthropic's clients send anthropic-version."""
+    """One path and method, which two vendors may share."""
 
     def __init__(self, server: Server, path: str, routes: list[tuple[Dialect, Any]]) -> None:
         self._server, self._path, self._routes = server, path, routes
@@ -83,10 +84,7 @@ class Endpoint:
         server = self._server
         dialect, route = self._routes[0]
         if len(self._routes) > 1:
-            anthropic = b"anthropic-version" in dict(scope["headers"])
-            dialect, route = next(
-                (one for one in self._routes if ("anthropic" in one[0].NAME) == anthropic), self._routes[0]
-            )
+            dialect, route = self._routes[spoken([one.NAME for one, _ in self._routes], scope)]
         scope["herder.dialect"] = dialect
         exchange = exchanges.of(scope)
         exchange.path = self._path
@@ -143,47 +141,32 @@ class Endpoint:
             await response(scope, receive, send)
 
 
-class Unknown:
-    """Errors of paths that no route has, in the shape of the dialect whose paths begin most alike."""
+# Paths and methods that no route has ---------------------------------------------------------------------------------
+Failed = Callable[[Request, Exception], Awaitable[Response]]
 
-    def __init__(self, server: Server, dialects: Sequence[Dialect]) -> None:
-        self._server = server
-        self._prefixes = [
-            ([part for part in route.path.split("/") if part], dialect)
-            for dialect in dialects
-            for route in dialect.ROUTES
-        ]
 
-    async def not_found(self, request: Request, error: Exception) -> Response:
-        path = request.url.path[:200]
-        return self._response(request, Problem("not_found", f"there is no {path!r} here"), 404)
+def _not_found(nearest: Nearest) -> Failed:
+    async def not_found(request: Request, error: Exception) -> Response:
+        problem = Problem("not_found", f"there is no {request.url.path[:200]!r} here")
+        return _unknown(nearest, request, problem, 404, {})
 
-    async def not_allowed(self, request: Request, error: Exception) -> Response:
+    return not_found
+
+
+def _not_allowed(nearest: Nearest) -> Failed:
+    async def not_allowed(request: Request, error: Exception) -> Response:
         headers: Mapping[str, str] = getattr(error, "headers", None) or {}
         allowed = headers.get("allow", headers.get("Allow", ""))
         message = f"{request.url.path[:200]!r} does not take {request.method}, but {allowed}"
-        response = self._response(request, Problem("invalid", message), 405)
-        response.headers["allow"] = allowed
-        return response
+        return _unknown(nearest, request, Problem("invalid", message), 405, {"allow": allowed})
 
-    def _response(self, request: Request, problem: Problem, status: int) -> Response:
-        exchange = exchanges.of(request.scope)
-        exchange.path, exchange.status = "", status  # any path would make a label of the metrics
-        parts = [part for part in request.url.path.split("/") if part]
-        dialect = max(self._prefixes, key=lambda one: _alike(one[0], parts), default=(None, None))[1]
-        if dialect is None:
-            return PlainTextResponse(problem.message + "\n", status)
-        _, headers, body = dialect.error(problem)
-        return JSONResponse(body, status, {**headers, **exchange.headers()})
+    return not_allowed
 
 
-def _alike(route: list[str], parts: list[str]) -> int:
-    count = 0
-    for own, given in zip(route, parts, strict=False):
-        if own != given:
-            break
-        count += 1
-    return count
+def _unknown(nearest: Nearest, request: Request, problem: Problem, status: int, headers: Mapping[str, str]) -> Response:
+    exchange = exchanges.of(request.scope)
+    exchange.path, exchange.status = "", status  # any path would make a label of the metrics
+    return nearest.response(request.scope, problem, status=status, headers={**exchange.headers(), **headers})
 
 
 async def send_problem(dialect: Dialect, problem: Problem, exchange: exchanges.Exchange, send: Send) -> None:

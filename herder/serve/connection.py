@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from herder.serve.dialect import Problem
 
 HEAD = 64 * 2**10  # bytes of a request's line and headers
 PATIENCE = 30.0  # seconds for them to arrive
@@ -31,6 +34,15 @@ class Bounded(HttpToolsProtocol):
             self._head += len(data)
             if self._head > HEAD and not self.transport.is_closing():
                 self.send_400_response(f"The head of the request is longer than {HEAD} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        """What is no HTTP has no path that would say which vendor's client sent it: JSON, in OpenAI's shape."""
+        from herder.serve.dialects.openai_error import body
+
+        document = json.dumps(body(Problem("invalid", msg))).encode()
+        head = f"content-type: application/json\r\ncontent-length: {len(document)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head.encode() + document)
+        self.transport.close()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from herder.serve import exchange as exchanges
+from herder.serve.dialect import Problem
 from herder.serve.problems import Refusal
-from herder.serve.reply import encoded, head
+from herder.serve.reply import head
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from herder.serve.exchange import Exchange
+    from herder.serve.nearest import Nearest
     from herder.serve.server import Server
 
 LOCAL = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -33,8 +35,8 @@ class Surroundings:
     machine's (a name that somebody else's DNS points here).
     """
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
-        self._app, self._server = app, server
+    def __init__(self, app: ASGIApp, server: Server, nearest: Nearest) -> None:
+        self._app, self._server, self._nearest = app, server, nearest
         config = server.config
         self._origins = frozenset(config.cors)
         # With keys, whoever calls has shown one; a page that was rebound here by DNS has none.
@@ -65,16 +67,14 @@ class Surroundings:
         try:
             exchange = exchanges.begin(scope, "", server.config.lenient)
         except Refusal as error:
-            await _plain(surrounded, 400, error.problem.message)
+            await self._nearest.response(scope, error.problem)(scope, receive, surrounded)
             return
         scope["herder.exchange"] = exchange
+        problem = self._problem(scope, given, origin is None or allowed)
         try:
-            if not self._host_is_ours(given.get(b"host", b"")):
-                await _plain(surrounded, 403, "this host name is not the server's: add it to `hosts` if it should be")
-            elif origin is not None and not allowed:
-                await _plain(
-                    surrounded, 403, "pages of this origin may not call the server: add it to `cors` if they may"
-                )
+            if problem is not None:
+                refusal = self._nearest.response(scope, problem, headers=exchange.headers())
+                await refusal(scope, receive, surrounded)
             elif origin is not None and self._origins and _preflight(scope, given):
                 extra += [
                     (b"access-control-allow-methods", ANY_METHOD),
@@ -90,6 +90,17 @@ class Surroundings:
             server.log.request(scope["method"], exchange)
             if server.traces is not None:
                 server.traces.request(scope["method"], given, exchange)
+
+    def _problem(self, scope: Scope, given: dict[bytes, bytes], allowed: bool) -> Problem | None:
+        """Why this request is answered no further."""
+        hosts = [name for name, _ in scope["headers"]].count(b"host")
+        if hosts > 1 or (not hosts and scope["http_version"] == "1.1"):  # RFC 9112, 3.2
+            return Problem("invalid", f"the request has {hosts} Host headers: send one")
+        if not self._host_is_ours(given.get(b"host", b"")):
+            return Problem("forbidden", "this host name is not the server's: add it to `hosts` if it should be")
+        if not allowed:
+            return Problem("forbidden", "pages of this origin may not call the server: add it to `cors` if they may")
+        return None
 
     def _allowed(self, origin: bytes | None, given: dict[bytes, bytes]) -> bool:
         if origin is None:
@@ -116,9 +127,3 @@ def _parts(url: str) -> tuple[str, str]:
 
 def _preflight(scope: Scope, given: dict[bytes, bytes]) -> bool:
     return bool(scope["method"] == "OPTIONS" and b"access-control-request-method" in given)
-
-
-async def _plain(send: Send, status: int, message: str) -> None:
-    document = encoded({"error": {"message": message}})
-    await send(head(status, "application/json", {}, len(document)))
-    await send({"type": "http.response.body", "body": document})

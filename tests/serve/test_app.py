@@ -191,6 +191,28 @@ class Slow(FakeExecutor):
         return super().result(ticket)
 
 
+# How each vendor's clients find the message of an error.
+SHAPES: dict[str, Callable[[Any], Any]] = {
+    CHAT: lambda body: body["error"]["message"] if body["error"]["type"] == "invalid_request_error" else None,
+    "/v1/messages": lambda body: body["error"]["message"] if body["type"] == "error" else None,
+    "/v1beta/models/tiny:generateContent": lambda body: body["error"]["message"] if body["error"]["status"] else None,
+    "/api/chat": lambda body: body["error"],
+    "/nowhere": lambda body: body["error"]["message"],
+}
+
+
+def test_a_request_has_one_host() -> None:
+    async def test(client: Client, server: Server) -> None:
+        for hosts in ([], ["localhost", "localhost"], ["localhost", "evil.example"], ["evil.example", "localhost"]):
+            request = client.build_request("GET", "/health/live")
+            others = [(name, value) for name, value in request.headers.raw if name.lower() != b"host"]
+            request.headers = httpx.Headers([*others, *((b"host", host.encode()) for host in hosts)])
+            answer = await client.send(request)
+            assert answer.status_code == 400 and f"{len(hosts)} Host headers" in answer.json()["error"]["message"]
+
+    run(test)
+
+
 def test_pages_of_other_sites_and_rebound_names_are_refused() -> None:
     async def test(client: Client, server: Server) -> None:
         foreign = await client.post(CHAT, json=BODY, headers={"origin": "https://evil.example"})
@@ -201,6 +223,13 @@ def test_pages_of_other_sites_and_rebound_names_are_refused() -> None:
         assert rebound.status_code == 403 and "host name" in rebound.text
         broken = await client.get("/health/live", headers={"host": "[::1"})
         assert broken.status_code == 403
+        for path, shape in SHAPES.items():
+            refused = await client.post("http://evil.example" + path, json=BODY)
+            assert (
+                refused.status_code == 403
+                and shape(refused.json()) == "this host name is not the server's: add it to `hosts` if it should be"
+            )
+            assert refused.headers["x-request-id"]
         for name in ("http://127.0.0.1:99", "http://[::1]:99", "http://localhost:8080"):
             assert (await client.get(name + "/health/live")).status_code == 200
 

@@ -114,6 +114,33 @@ def test_a_head_is_bounded_in_size_and_time(monkeypatch: pytest.MonkeyPatch) -> 
                 time.sleep(silence)
 
 
+def spoken(served: Live, sent: bytes) -> tuple[int, bytes]:
+    """Status and body of the answer to these bytes."""
+    host, port = served.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as client:
+        client.settimeout(10)
+        client.sendall(sent)
+        head, _, body = b"".join(iter(lambda: client.recv(4096), b"")).partition(b"\r\n\r\n")
+    return int(head.split()[1]), body
+
+
+def test_what_is_no_http_is_refused_in_json() -> None:
+    close = b"connection: close\r\n"
+    with live(fake_llm()) as served:
+        for wrong in (
+            b"HELLO\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+            b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n",
+            b"POST / HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n",
+            b"GET /health/live HTTP/1.1\r\n" + close + b"\r\n",
+            b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nHost: localhost\r\n" + close + b"\r\n",
+        ):
+            status, body = spoken(served, wrong)
+            assert status == 400 and json.loads(body)["error"]["type"] == "invalid_request_error", wrong
+        assert spoken(served, b"GET /health/live HTTP/1.0\r\n\r\n")[0] == 200
+
+
 def test_many_clients_at_once_get_their_own_answers() -> None:
     llm = fake_llm()
     with live(llm) as served:
