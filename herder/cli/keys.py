@@ -85,15 +85,17 @@ def create(parsed: Parsed) -> int:
     from herder.serve import keys, keys_store
 
     path = Path(parsed.keys or default_path())
+    models: frozenset[str] | None = parsed.models or (frozenset() if parsed.metrics else None)
     quota: tuple[int | None, Period] = parsed.quota or (None, "ever")
     made = keys.make(
         parsed.name,
-        models=parsed.models,
+        models=models,
         rpm=parsed.rpm,
         tpm=parsed.tpm,
         quota=quota[0],
         period=quota[1],
         administers=parsed.admin,
+        observes=parsed.metrics,
         expires=parsed.expires,
     )
     connection = keys_store.connect(path, create=True)
@@ -185,6 +187,7 @@ def _document(key: Key) -> dict[str, object]:
         "quota": key.quota,
         "period": None if key.quota is None else key.period,
         "admin": key.administers,
+        "metrics": key.observes,
         "created": _time(key.created),
         "expires": _time(key.expires),
         "revoked": _time(key.revoked),
@@ -196,13 +199,13 @@ def _state(key: Key) -> str:
         return "revoked"
     if not key.usable(time.time()):
         return "expired"
-    return "admin" if key.administers else "active"
+    return "admin" if key.administers else "metrics" if key.observes else "active"
 
 
 def _limits(key: Key) -> tuple[str, str, str, str]:
     per = "" if key.period == "ever" else f"/{key.period}"
     return (
-        "all" if key.models is None else ",".join(sorted(key.models)),
+        "all" if key.models is None else ",".join(sorted(key.models)) or "none",
         "" if key.rpm is None else f"{key.rpm:,}",
         "" if key.tpm is None else f"{key.tpm:,}",
         "" if key.quota is None else f"{key.quota:,}{per}",
@@ -239,7 +242,8 @@ COMMANDS = {
                     Option("--tpm", COUNT, "Tokens a minute, of prompts and answers"),
                     Option("--quota", QUOTA, "Tokens in all, or in each UTC day or month"),
                     Option("--expires", EXPIRY, "When it ends: in 90m, 12h, 30d, 4w, or on a date"),
-                    Option("--admin", None, "It may also fetch and delete models over the API"),
+                    Option("--admin", None, "It may also fetch and delete models over the API, and read the metrics"),
+                    Option("--metrics", None, "It may read the metrics, and use only the models that --models names"),
                     KEYS,
                     JSON,
                 ),
@@ -251,6 +255,7 @@ COMMANDS = {
                 examples=(
                     "herder keys create alice",
                     "herder keys create ci --models smollm2 --rpm 60 --tpm 20000 --expires 30d",
+                    "herder keys create prometheus --metrics",
                 ),
             ),
             Command(name="keys list", summary="List the keys and their limits", run=list_, options=(KEYS, JSON)),

@@ -19,6 +19,7 @@ from herder.core.errors import HerderError
 from herder.serve import dialects as dialect_modules
 from herder.serve import exchange as exchanges
 from herder.serve.dialect import Dialect, Embed, Generate, Problem
+from herder.serve.dialects import openai_error
 from herder.serve.evaluations import embed
 from herder.serve.health import readiness
 from herder.serve.leaving import Gone
@@ -202,8 +203,10 @@ def _metrics(server: Server) -> Handler:
     async def metrics(request: Request) -> Response:
         exchanges.of(request.scope).path = "/metrics"
         principal = await server.gate.authorize(request)
-        if isinstance(principal, Problem):
-            return PlainTextResponse(principal.message + "\n", 401)
+        problem = principal if isinstance(principal, Problem) else await server.gate.observe(principal)
+        if problem is not None:
+            status, headers, _ = openai_error.error(problem)
+            return PlainTextResponse(problem.message + "\n", status, headers)
         page, content_type = server.metrics.exposition(server.models)
         return Response(page, media_type=content_type)
 

@@ -52,6 +52,12 @@ class Audited:
             await self._denied(problem, principal.key, principal.address, model)
         return problem
 
+    async def observe(self, principal: Principal) -> Problem | None:
+        problem = await self._gate.observe(principal)
+        if problem is not None:
+            await self._denied(problem, principal.key, principal.address, "", path="/metrics")
+        return problem
+
     async def record(self, principal: Principal, usage: Usage) -> None:
         values: dict[str, object] = {
             "event": "request",

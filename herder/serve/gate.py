@@ -52,6 +52,10 @@ class Gate(Protocol):
         is admitted is recorded once, whatever becomes of it."""
         ...
 
+    async def observe(self, principal: Principal) -> Problem | None:
+        """Whether it may read the metrics, which name every key and what it uses."""
+        ...
+
     async def record(self, principal: Principal, usage: Usage) -> None:
         """What an admitted request has used; awaited before the end of the answer is sent, so that what a client has
         seen finished is never lost. What is recorded stays so when the caller is cancelled."""
@@ -69,6 +73,9 @@ class Open:
         return Principal(address=address_of(connection))
 
     async def admit(self, principal: Principal, model: str) -> Problem | None:
+        return None
+
+    async def observe(self, principal: Principal) -> Problem | None:
         return None
 
     async def record(self, principal: Principal, usage: Usage) -> None:

@@ -100,6 +100,13 @@ class KeyGate:
             windows.requests.add(ticks)
         return None
 
+    async def observe(self, principal: Principal) -> Problem | None:
+        key = _owned(principal)
+        if key.observes or key.administers:
+            return None
+        message = "this API key may not read the metrics: `herder keys create NAME --metrics` makes one that may"
+        return Problem("forbidden", message)
+
     async def record(self, principal: Principal, used: Usage) -> None:
         key = _owned(principal)
         if key.tpm is not None:

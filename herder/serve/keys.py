@@ -37,6 +37,7 @@ def make(
     quota: int | None = None,
     period: Period = "ever",
     administers: bool = False,
+    observes: bool = False,
     expires: float | None = None,
 ) -> Made:
     """A key with a fresh secret. Raises UsageError for a name that a label of metrics and logs could not be."""
@@ -44,7 +45,7 @@ def make(
         raise UsageError(f"the name {name!r} is not letters, digits and -_.@, at most {MAX_NAME}: choose another")
     id, secret = _random(ID_LENGTH), _random(SECRET_LENGTH)
     key = Key(
-        *(id, name, digest(secret), models, rpm, tpm, quota, period, administers),
+        *(id, name, digest(secret), models, rpm, tpm, quota, period, administers, observes),
         created=time.time(),
         expires=expires,
     )

@@ -22,7 +22,7 @@ CREATE TABLE keys (
     models TEXT,               -- served names, a line each; NULL for all
     rpm INTEGER, tpm INTEGER,  -- requests and tokens per minute
     quota INTEGER, period TEXT,
-    administers INTEGER NOT NULL,
+    administers INTEGER NOT NULL, observes INTEGER NOT NULL,
     created REAL NOT NULL, expires REAL, revoked REAL  -- seconds since the epoch
 ) WITHOUT ROWID;
 
@@ -43,13 +43,14 @@ CREATE TABLE spent (           -- tokens in a quota's current and past periods, 
 """
 
 # Not durable: a commit is a write(), not an fsync(), so it survives the process (kill -9) but not always the power.
-KEYS = Kind("API keys", 0x48524B31, 1, _SCHEMA, durable=False)  # "HRK1"
+KEYS = Kind("API keys", 0x48524B31, 2, _SCHEMA, durable=False)  # "HRK1"
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """What is known of a key; its secret is not. models: served names, None for all. rpm, tpm: requests and tokens per
-    minute. quota: tokens per period. created, expires, revoked: seconds since the epoch. None is: without limit."""
+    minute. quota: tokens per period. administers: whether it may fetch and delete models. observes: whether it may read
+    the metrics. created, expires, revoked: seconds since the epoch. None is: without limit."""
 
     id: str
     name: str
@@ -60,6 +61,7 @@ class Key:
     quota: int | None = None
     period: Period = "ever"
     administers: bool = False
+    observes: bool = False
     created: float = 0.0
     expires: float | None = None
     revoked: float | None = None
@@ -76,15 +78,15 @@ def connect(path: str | Path, *, create: bool = False) -> sqlite3.Connection:
 
 
 # Keys ----------------------------------------------------------------------------------------------------------------
-_COLUMNS = "id, name, digest, models, rpm, tpm, quota, period, administers, created, expires, revoked"
+_COLUMNS = "id, name, digest, models, rpm, tpm, quota, period, administers, observes, created, expires, revoked"
 
 
 def add(connection: sqlite3.Connection, key: Key) -> None:
     """Raises UsageError when an unrevoked key has the name."""
     models = None if key.models is None else "\n".join(sorted(key.models))
     row = (
-        *(key.id, key.name, key.digest, models, key.rpm, key.tpm, key.quota, key.period, int(key.administers)),
-        *(key.created, key.expires, key.revoked),
+        *(key.id, key.name, key.digest, models, key.rpm, key.tpm, key.quota, key.period),
+        *(int(key.administers), int(key.observes), key.created, key.expires, key.revoked),
     )
     try:
         connection.execute(f"INSERT INTO keys ({_COLUMNS}) VALUES ({', '.join('?' * len(row))})", row)
@@ -113,7 +115,7 @@ def revoke(connection: sqlite3.Connection, name: str) -> Key:
     return _key(row)
 
 
-def _key(row: tuple[str, str, bytes, str | None, int, int, int, Period, int, float, float, float]) -> Key:
-    id, name, digest, models, rpm, tpm, quota, period, administers, created, expires, revoked = row
+def _key(row: tuple[str, str, bytes, str | None, int, int, int, Period, int, int, float, float, float]) -> Key:
+    id, name, digest, models, rpm, tpm, quota, period, administers, observes, *times = row
     allowed = None if models is None else frozenset(models.splitlines())
-    return Key(id, name, digest, allowed, rpm, tpm, quota, period, bool(administers), created, expires, revoked)
+    return Key(id, name, digest, allowed, rpm, tpm, quota, period, bool(administers), bool(observes), *times)

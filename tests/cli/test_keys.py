@@ -52,6 +52,24 @@ def test_json_has_the_secret_for_a_script(run: Run, tmp_path: Path) -> None:
     assert not default_path().exists()
 
 
+def test_a_key_for_the_metrics_may_use_no_model(run: Run, tmp_path: Path) -> None:
+    made = json.loads(run("keys", "create", "prometheus", "--metrics", "--json").out)
+    assert made["state"] == "metrics" and made["metrics"] and made["models"] == []
+    both = json.loads(run("keys", "create", "both", "--metrics", "--models", "tiny", "--json").out)
+    assert both["metrics"] and both["models"] == ["tiny"]
+    assert not json.loads(run("keys", "create", "alice", "--json").out)["metrics"]
+    rows = [line.split() for line in run("keys", "list").out.splitlines()[1:]]
+    assert [(row[0], *row[2:4]) for row in rows] == [
+        ("prometheus", "metrics", "none"),
+        ("both", "metrics", "tiny"),
+        ("alice", "active", "all"),
+    ]
+    connection = keys_store.connect(default_path())
+    key = keys.known(connection, made["secret"], time.time())
+    connection.close()
+    assert key is not None and key.observes and key.models == frozenset()
+
+
 def test_usage_is_reported_by_key_model_and_time(run: Run) -> None:
     run("keys", "create", "alice")
     assert "nothing has been used" in run("keys", "usage").err

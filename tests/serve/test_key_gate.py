@@ -208,6 +208,13 @@ def test_a_server_with_keys_over_http(path: Path, served: tuple[str, Path]) -> N
     assert ask(url).status_code == ask(url, "herder_wrong_key").status_code == 401
     assert httpx.get(f"{url}/metrics", trust_env=False).status_code == 401
     assert httpx.get(f"{url}/health/live", trust_env=False).status_code == 200
+    for key, status in (
+        (made, 403),
+        (new(path, "boss", administers=True), 200),
+        (new(path, "prom", observes=True), 200),
+    ):
+        seen = httpx.get(f"{url}/metrics", headers={"authorization": f"Bearer {key.text}"}, trust_env=False)
+        assert seen.status_code == status and ("--metrics" in seen.text) == (status == 403)
     assert ask(url, made.text, "nothing").status_code == 404
     answer = ask(url, made.text, "tiny-alias")
     assert answer.status_code == 200, answer.text
@@ -230,7 +237,8 @@ def test_a_server_with_keys_over_http(path: Path, served: tuple[str, Path]) -> N
     assert made.text not in text and "SECRET" not in text
     lines = [json.loads(line) for line in text.splitlines()]
     denied = [(line["status"], line["reason"], line["key"]) for line in lines if line["event"] == "denied"]
-    assert denied == [(401, "invalid_api_key", "")] * 3 + [(429, "rate_limit_exceeded", "alice")]
+    assert denied[:3] == [(401, "invalid_api_key", "")] * 3
+    assert denied[3:] == [(403, "forbidden", "alice"), (429, "rate_limit_exceeded", "alice")]
     requests = [line for line in lines if line["event"] == "request"]
     assert [line["id"] for line in requests][:2] == [answer.headers["x-request-id"], streamed.headers["x-request-id"]]
     assert {line["address"] for line in lines} == {"127.0.0.1"}

@@ -75,11 +75,19 @@ def test_names_that_labels_could_not_be_are_refused(name: str) -> None:
 # The database --------------------------------------------------------------------------------------------------------
 def test_everything_about_a_key_is_kept(path: Path) -> None:
     made = new(
-        path, models=frozenset({"a", "b:c"}), rpm=1, tpm=2, quota=3, period="month", administers=True, expires=5.5
+        path,
+        models=frozenset({"a", "b:c"}),
+        rpm=1,
+        tpm=2,
+        quota=3,
+        period="month",
+        administers=True,
+        observes=True,
+        expires=5.5,
     )
     connection = keys_store.connect(path)
     assert keys_store.every(connection) == [made.key]
-    assert made.key.models == {"a", "b:c"} and made.key.administers and made.key.period == "month"
+    assert made.key.models == {"a", "b:c"} and made.key.administers and made.key.observes and made.key.period == "month"
     connection.close()
 
 

@@ -29,8 +29,9 @@ def browser() -> Iterator[Browser]:
     # One a module: while Playwright's runs, its thread has an event loop, which other tests must not find there.
     if CHROMIUM is None:
         pytest.skip("Chromium is not on this machine: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
+    expect.set_options(timeout=30_000)  # a machine may be slow; what is there is seen at once
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM, chromium_sandbox=False, args=ARGUMENTS, timeout=60_000
