@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from herder.chat.message import ImagePart, Message
+from herder.chat.message import ImageLink, ImagePart, Message
 from herder.core.config import ModelConfig
-from herder.core.errors import UnsupportedModel
+from herder.core.errors import UnsupportedModel, UsageError
 from herder.core.request import Image
 
 if TYPE_CHECKING:
@@ -80,6 +80,8 @@ class PromptImages:
         assert self._config.vision is not None
         prepare = self._preparer or Preparer(self._config.vision)
         for at, part in enumerate(message.parts or ()):
+            if isinstance(part, ImageLink):
+                raise UsageError(f"{part.where} is a URL that nobody has fetched: give the image itself")
             if isinstance(part, ImagePart):
                 cut = prepare(part.data, f"{where}.content[{at}]")
                 part = replace(part, grid=cut.grid, tile_tokens=cut.tile_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -24,6 +25,7 @@ NETWORK = {
     "aiohttp", "ftplib", "http", "httpx", "huggingface_hub", "requests", "smtplib", "socket", "ssl", "urllib3",
     "urllib.request", "xmlrpc",
 }  # fmt: skip
+OUTBOUND = {"create_connection", "create_datagram_endpoint", "getaddrinfo", "open_connection", "sock_connect"}
 HEAVY = {"huggingface_hub", "jinja2", "numpy", "prompt_toolkit", "rich", "tokenizers", "torch"}
 
 
@@ -31,9 +33,14 @@ def where(path: Path, line: int | None = None) -> str:
     return str(path.relative_to(ROOT)) + (f":{line}" if line else "")
 
 
+@functools.cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 def imports(path: Path) -> Iterator[tuple[str, int]]:
     """(module, line) of every import in the file, those inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -42,7 +49,7 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def only_a_docstring(path: Path) -> bool:
-    return len(ast.parse(path.read_text(encoding="utf-8")).body) <= 1
+    return len(tree(path).body) <= 1
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -61,7 +68,7 @@ def test_names_say_what_is_in_them() -> None:
 
 
 def test_every_module_says_what_it_is_for() -> None:
-    assert not [where(p) for p in PYTHON + BENCH if not ast.get_docstring(ast.parse(p.read_text(encoding="utf-8")))]
+    assert not [where(p) for p in PYTHON + BENCH if not ast.get_docstring(tree(p))]
 
 
 def test_architecture_names_every_file() -> None:
@@ -82,7 +89,7 @@ def test_architecture_names_every_file() -> None:
 def test_the_environment_is_read_in_one_place() -> None:
     found = []
     for path in PYTHON:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute | ast.Name):
                 name = node.attr if isinstance(node, ast.Attribute) else node.id
                 if name in {"environ", "environb", "getenv", "putenv", "unsetenv"}:
@@ -91,14 +98,28 @@ def test_the_environment_is_read_in_one_place() -> None:
     assert [f for f in found if not f.startswith("herder/core/machine.py")] == []
 
 
-def test_the_network_is_reached_from_one_place() -> None:
+def test_the_network_is_reached_from_two_places() -> None:
+    """For models, and for images of requests where a server's configuration names hosts. By import or by asyncio."""
     found = [
         (where(path, line), module)
         for path in PYTHON
         for module, line in imports(path)
         if NETWORK & {module, module.partition(".")[0]}
     ]
-    assert [f for f in found if not f[0].startswith("herder/weights/hub.py")] == []
+    found += [
+        (where(path, node.lineno), node.attr)
+        for path in PYTHON
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Attribute) and node.attr in OUTBOUND
+    ]
+    places = {"herder/serve/image_fetch.py", "herder/weights/hub.py"}
+    assert [one for one in found if one[0].partition(":")[0] not in places] == []
+
+
+def test_a_server_that_fetches_nothing_does_not_load_what_could() -> None:
+    """image_fetch is imported behind the configuration only."""
+    code = "import sys, herder.serve.app, herder.serve.lifecycle; print('herder.serve.image_fetch' in sys.modules)"
+    assert run("-c", code).stdout == "False\n"
 
 
 def test_only_the_command_line_imports_the_package_itself() -> None:
@@ -106,7 +127,7 @@ def test_only_the_command_line_imports_the_package_itself() -> None:
     packages = {p.name for p in PACKAGE.iterdir() if p.is_dir()}
     found = []
     for path in PYTHON:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(tree(path)):
             whole = isinstance(node, ast.Import) and "herder" in {a.name for a in node.names}
             part = (
                 isinstance(node, ast.ImportFrom) and node.module == "herder" and {a.name for a in node.names} - packages

@@ -43,6 +43,12 @@ def read(value: Any, where: str, *, files: bool) -> bytes:
     raise UsageError(f"{where} is {type(value).__name__}: expected bytes, a path, a data URL or a Pillow image")
 
 
+def is_link(url: str) -> bool:
+    """Whether this is a URL of the web."""
+    scheme = _SCHEME.match(url)
+    return scheme is not None and scheme[1].lower() in ("http", "https")
+
+
 def read_url(url: str, where: str) -> bytes:
     """The bytes in a data URL. Raises UsageError for a URL that would have to be fetched."""
     scheme = _SCHEME.match(url)

@@ -64,6 +64,18 @@ class ImagePart:
     tile_tokens: int = 0
 
 
+@dataclass(frozen=True, slots=True, eq=False, kw_only=True)
+class ImageLink(ImagePart):
+    """An image that a message names by its URL: who has the message replaces it by the image, or refuses it.
+
+    url: as it was given, not checked. where: the field that has it, for errors. data: empty.
+    """
+
+    data: bytes = b""
+    url: str
+    where: str
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message.
@@ -126,7 +138,9 @@ def read_messages(values: str | Iterable[Message | Json], *, files: bool = True)
     return messages
 
 
-def read_message(value: Any, where: str = "message", *, files: bool = True) -> Message:
+def read_message(value: Any, where: str = "message", *, files: bool = True, links: bool = False) -> Message:
+    """A message from JSON. files: whether an image may be a path. links: whether it may be a URL that is to be fetched,
+    which becomes an ImageLink. Raises UsageError naming what is wrong."""
     known = ("role", "content", "tool_calls", "tool_call_id", "name", "reasoning_content")
     given = _object(value, where, known, needed=("role",))
     role = given["role"]
@@ -137,7 +151,7 @@ def read_message(value: Any, where: str = "message", *, files: bool = True) -> M
         raise UsageError(f"{where}.tool_calls is {_kind(calls)}: expected a list")
     if calls and role != "assistant":
         raise UsageError(f"{where} has tool_calls, but its role is {role}: only the assistant calls tools")
-    content, parts = _content(given.get("content"), f"{where}.content", may_lack=bool(calls), files=files)
+    content, parts = _content(given.get("content"), f"{where}.content", may_lack=bool(calls), files=files, links=links)
     if given.get("reasoning_content") is not None and role != "assistant":
         raise UsageError(f"{where} has reasoning_content, but its role is {role}: only the assistant's is known")
     if given.get("tool_call_id") is not None and role not in ("tool", "ipython"):
@@ -218,7 +232,7 @@ def check_json(value: Any, where: str, depth: int = MAX_DEPTH) -> None:
 
 
 def _content(
-    value: Any, where: str, *, may_lack: bool, files: bool
+    value: Any, where: str, *, may_lack: bool, files: bool, links: bool
 ) -> tuple[str | None, tuple[str | ImagePart, ...] | None]:
     if value is None:
         if not may_lack:
@@ -235,13 +249,13 @@ def _content(
             given = _object(part, f"{where}[{i}]", ("type", "text"), needed=("text",))
             parts.append(_text(given["text"], f"{where}[{i}].text"))
         elif kind == "image_url" or kind == "image":
-            parts.append(_image(part, f"{where}[{i}]", files))
+            parts.append(_image(part, f"{where}[{i}]", files, links))
         else:
             raise UsageError(f"{where}[{i}] is a part of type {kind!r}: expected text, image or image_url")
     return "".join([part for part in parts if isinstance(part, str)]), tuple(parts)
 
 
-def _image(part: Json, where: str, files: bool) -> ImagePart:
+def _image(part: Json, where: str, files: bool, links: bool) -> ImagePart:
     """{"type": "image_url", "image_url": {"url", "detail"}} or {"type": "image", "image": ...}."""
     from herder.chat import images  # text alone needs no base64
 
@@ -254,7 +268,10 @@ def _image(part: Json, where: str, files: bool) -> ImagePart:
         value = _object(value, f"{where}.image_url", ("url", "detail"), needed=("url",))
         images.check_detail(value.get("detail"), f"{where}.image_url.detail")
         value = value["url"]
-    return ImagePart(images.read_url(_text(value, f"{where}.image_url"), f"{where}.image_url"))
+    url = _text(value, f"{where}.image_url")
+    if links and images.is_link(url):
+        return ImageLink(url=url, where=f"{where}.image_url")
+    return ImagePart(images.read_url(url, f"{where}.image_url"))
 
 
 def _object(value: Any, where: str, known: Sequence[str], needed: Sequence[str]) -> Json:

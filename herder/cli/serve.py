@@ -52,6 +52,8 @@ def _config(parsed: Parsed) -> Config:
     config = replace(
         config, limits=replace(config.limits, **{name: value for name, value in limits.items() if value is not None})
     )
+    if parsed.image_host:
+        config = replace(config, images=replace(config.images, hosts=tuple(parsed.image_host)))
     logging = {"audit": parsed.audit, "prompts": parsed.log_prompts or None}
     config = replace(
         config, logging=replace(config.logging, **{name: value for name, value in logging.items() if value is not None})
@@ -123,6 +125,7 @@ COMMANDS = {
             Option("--max-queue", INTEGER, "Requests that may wait for a model; more are told when to come again"),
             Option("--max-body", INTEGER, "Most bytes of a request"),
             Option("--cors", TEXT, "An origin whose pages may call the server; may be given several times", many=True),
+            Option("--image-host", TEXT, "A host to fetch images from, *.NAME or * for any; again for each", many=True),
             Option("--tls-certificate", FILE, "A PEM file; with --tls-key the server speaks HTTPS"),
             Option("--tls-key", FILE, "The certificate's key, PEM, readable by nobody else"),
             Option("--audit", FILE, "A file to which a JSON line is written for each request: who asked for what"),
@@ -138,7 +141,8 @@ COMMANDS = {
         true too, others when they are first asked for. Without any, the default model and every model on this machine
         are served. A model that is not served is an error; none is fetched unless its configuration says pull = true.
         SIGTERM and Ctrl-C end the server when running answers are finished, at most 30 seconds later; a second one ends
-        it at once. The log goes to standard error, one JSON object a line.
+        it at once. Images that requests name by URL are refused, but for those on hosts that --image-host or the
+        configuration names. The log goes to standard error, one JSON object a line.
         """,
         examples=(
             "herder serve smollm2",

@@ -25,9 +25,10 @@ class Audited:
     """A gate that writes down what another one decides and what is used.
 
     A line has time (UTC), event ("request", or "denied" with the reason), key (the name), address, model, path, status,
-    id (the answer's x-request-id), prompt_tokens, cached_tokens, completion_tokens, seconds; prompt where the
-    configuration says that prompts are logged. The file is for its owner only, and opened anew for each group of
-    lines, so that whoever rotates logs needs to tell nobody. A line of a request is written before its answer ends.
+    id (the answer's x-request-id), prompt_tokens, cached_tokens, completion_tokens, seconds; image_hosts where images
+    were fetched, prompt where the configuration says that prompts are logged. The file is for its owner only, and
+    opened anew for each group of lines, so that whoever rotates logs needs to tell nobody. A line of a request is
+    written before its answer ends.
     Raises StorageError when the file cannot be written.
     """
 
@@ -72,6 +73,8 @@ class Audited:
             "completion_tokens": usage.completion_tokens,
             "seconds": round(usage.seconds, 3),
         }
+        if usage.image_hosts:
+            values["image_hosts"] = usage.image_hosts
         if usage.prompt is not None:
             values["prompt"] = usage.prompt
         written = self._writer.put(_line(values))

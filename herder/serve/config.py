@@ -44,8 +44,9 @@ class Limits:
     """`[limits]`. body: bytes of a request. depth: of nested JSON. queue: requests that may wait, per model, beyond
     those that run. choices: answers to one request (n times its prompts). body_seconds: to receive a body. deadline:
     seconds after which any answer ends, 0 for none. drain: seconds that streams may go on after SIGTERM. keep_alive:
-    seconds of silence in a stream before a comment is sent. image_pixels is the decoder's own bound. responses,
-    responses_bytes: the most that are stored; responses_days: after which a conversation that rests is forgotten."""
+    seconds of silence in a stream before a comment is sent. image_pixels is the decoder's own bound. image_urls: of a
+    conversation; image_seconds: to fetch an image. responses, responses_bytes: the most that are stored;
+    responses_days: after which a conversation that rests is forgotten."""
 
     body: int = 32 * 2**20
     depth: int = 64
@@ -55,6 +56,8 @@ class Limits:
     deadline: float = 0.0
     drain: float = 30.0
     keep_alive: float = 15.0
+    image_urls: int = 16
+    image_seconds: float = 10.0
     responses: int = 100_000
     responses_bytes: int = 4 * GiB
     responses_days: float = 30.0
@@ -64,12 +67,23 @@ class Limits:
 class Logging:
     """`[logging]`. requests: one JSON line for each on standard error. prompts: with their text, for debugging.
     audit: a file that a line about each authorized request is appended to. traces: the URL of an OpenTelemetry
-    collector (OTLP over HTTP), which is then the one address that the server itself connects to."""
+    collector (OTLP over HTTP), which the server then connects to."""
 
     requests: bool = True
     prompts: bool = False
     audit: str | None = None
     traces: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """`[images]`. hosts: those that images in requests may be fetched from: names, `*.NAME` for every name below one,
+    `*` for all; none unless given. http: without TLS too. ports: besides 443 (and 80 with http). Addresses that are not
+    public are never connected to, whatever stands here."""
+
+    hosts: tuple[str, ...] = ()
+    http: bool = False
+    ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +93,8 @@ class Config:
     cache is to hold where memory allows. idle: seconds after which an unused model is unloaded, 0 for never. cors:
     origins whose pages may call, or "*". keys: the database of API keys; None: no keys, on loopback only. responses:
     the file of stored responses. tls_certificate, tls_key: PEM files. lenient: drop unknown and refused fields and name
-    them in the header x-herder-ignored-fields. pull: whoever administers may fetch and delete models while it runs."""
+    them in the header x-herder-ignored-fields. pull: whoever administers may fetch and delete models while it runs.
+    images: where those that requests name by URL may be fetched from."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -97,6 +112,7 @@ class Config:
     tls_certificate: str | None = None
     tls_key: str | None = None
     limits: Limits = field(default_factory=Limits)
+    images: Images = field(default_factory=Images)
     logging: Logging = field(default_factory=Logging)
 
     @property
@@ -126,7 +142,7 @@ def parse_config(document: Mapping[str, Any], folder: Path | None = None) -> Con
     if not isinstance(tables, Mapping):
         raise UsageError("models is no table: write [models.NAME]")
     models = tuple(_model(name, table, folder) for name, table in tables.items())
-    nested = {"limits": Limits, "logging": Logging}
+    nested = {"limits": Limits, "images": Images, "logging": Logging}
     made: dict[str, Any] = {
         name: _table(kind, values.pop(name), f"{name}.") for name, kind in nested.items() if name in values
     }
@@ -146,7 +162,9 @@ def _model(name: str, table: Any, folder: Path | None) -> ModelSpec:
 def check_config(config: Config) -> None:
     """What no single value shows. Raises UsageError."""
     from herder.assemble import check_runtime
+    from herder.serve.image_urls import check_images
 
+    check_images(config.images)
     names: dict[str, str] = {}
     for spec in config.models:
         check_runtime(spec.runtime, spec.device, spec.dtype)
@@ -166,10 +184,11 @@ def check_config(config: Config) -> None:
     if (config.tls_certificate is None) != (config.tls_key is None):
         missing = "tls_key" if config.tls_key is None else "tls_certificate"
         raise UsageError(f"{missing} is missing: TLS needs the certificate and its key")
-    for name, least in (("body", 1024), ("depth", 4), ("queue", 0), ("choices", 1), ("responses", 1)):
+    least_of = {"body": 1024, "depth": 4, "queue": 0, "choices": 1, "image_urls": 1, "responses": 1}
+    for name, least in least_of.items():
         if getattr(config.limits, name) < least:
             raise UsageError(f"limits.{name} is {getattr(config.limits, name)}: must be {least} or more")
-    for name in ("body_seconds", "keep_alive", "responses_days"):
+    for name in ("body_seconds", "keep_alive", "image_seconds", "responses_days"):
         if not getattr(config.limits, name) > 0:
             raise UsageError(f"limits.{name} is {getattr(config.limits, name)}: must be above 0")
     if config.parallel < 1:
@@ -197,6 +216,7 @@ def _table(kind: type[T], values: Any, path: str, leave: tuple[str, ...] = ()) -
 
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_LISTS = {int: "whole numbers", str: "texts"}
 _BYTES = ("memory", "kv_memory", "body")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GiB, "TiB": 2**40}
 
@@ -209,8 +229,9 @@ def _value(hint: Any, value: Any, path: str) -> Any:
             raise UsageError(f"{path} is {value!r}: must be one of {', '.join(get_args(hint))}")
         return value
     if get_origin(hint) is tuple:
-        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise UsageError(f"{path} is {value!r}: must be a list of texts")
+        kind = get_args(hint)[0]
+        if not isinstance(value, list) or not all(type(one) is kind for one in value):
+            raise UsageError(f"{path} is {value!r}: must be a list of {_LISTS[kind]}")
         return tuple(value)
     if isinstance(value, str) and path.rpartition(".")[2] in _BYTES:
         return byte_count(value, path)

@@ -22,7 +22,8 @@ MAX_ID = 128
 @dataclass(slots=True)
 class Exchange:
     """id: the client's x-request-id where it is a plain word, else ours. path: the route's. dropped: fields that a
-    lenient server leaves out. deadline: as its header has it. queue, prefill, decode: seconds of the slowest choice."""
+    lenient server leaves out. deadline: as its header has it. image_hosts: which were asked for images. queue, prefill,
+    decode: seconds of the slowest choice."""
 
     id: str
     path: str
@@ -44,6 +45,7 @@ class Exchange:
     prefill: float = 0.0
     decode: float = 0.0
     prompt: str | None = None  # only where prompts are logged
+    image_hosts: tuple[str, ...] = ()
     settled: Callable[[], Awaitable[None]] | None = None
 
     async def settle(self) -> None:
@@ -64,6 +66,7 @@ class Exchange:
             self.completion_tokens,
             monotonic() - self.started,
             self.prompt,
+            self.image_hosts,
         )
 
     def headers(self) -> dict[str, str]:

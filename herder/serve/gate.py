@@ -27,7 +27,7 @@ class Principal:
 class Usage:
     """What one request has used. path: the route's, in Starlette's notation. status: of the HTTP response; 499 when the
     client went away. seconds: from the request's head to the answer's end. prompt: its text, only where the
-    configuration says that prompts are logged."""
+    configuration says that prompts are logged. image_hosts: which the server has asked for images."""
 
     request_id: str
     path: str
@@ -38,6 +38,7 @@ class Usage:
     completion_tokens: int = 0
     seconds: float = 0.0
     prompt: str | None = None
+    image_hosts: tuple[str, ...] = ()
 
 
 class Gate(Protocol):

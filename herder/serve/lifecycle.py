@@ -14,6 +14,7 @@ from herder.core.errors import HerderError, ModelNotFound, StorageError, Unsuppo
 from herder.core.sizes import bytes_text
 from herder.serve.config import Config
 from herder.serve.health import probe
+from herder.serve.image_urls import described as images_described
 from herder.serve.log import Log
 from herder.serve.models import Models, Served, load, measure
 from herder.serve.tls import check_tls
@@ -100,6 +101,7 @@ def described(config: Config) -> list[str]:
     lines.append(
         f"at most {config.limits.queue} requests wait for a model; bodies up to {bytes_text(config.limits.body)}"
     )
+    lines.append(images_described(config.images, offline=config.offline, most=config.limits.image_urls))
     return lines
 
 

@@ -53,6 +53,12 @@ class Log:
             values["prompt"] = exchange.prompt
         self.event("request", **values)
 
+    def image(self, exchange: Exchange, host: str, outcome: str, seconds: float, size: int) -> None:
+        """An image that a request named by URL; of the URL, the host only. size: in bytes."""
+        if self._requests:
+            values = {"id": exchange.id, "host": host, "outcome": outcome, "seconds": round(seconds, 6), "bytes": size}
+            self.event("image", **values)
+
     def failure(self, exchange: Exchange, error: BaseException) -> None:
         """A bug of ours, or the engine's: with the traceback that the client does not get."""
         trace = "".join(traceback.format_exception(error))

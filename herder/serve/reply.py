@@ -47,8 +47,8 @@ class Reply:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Raises what goes wrong before anything was sent, for the application to encode."""
-        async with self._server.use(self._request, self._wanted.model) as llm:
-            wanted = self._limited()
+        limited = self._limited()
+        async with self._server.use_for(self._request, limited.model, limited) as (llm, wanted):
             if self._server.config.logging.prompts:
                 self.exchange.prompt = spelled(wanted)
             context = self._server.context(self._request, wanted.model, self._body, llm)

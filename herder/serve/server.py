@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from herder.serve import exchange as exchanges
 from herder.serve.body import read_object
@@ -14,6 +14,7 @@ from herder.serve.config import Config
 from herder.serve.dialect import Call, Context, Dialect, Encoder, Problem
 from herder.serve.gate import Gate, Open, Principal
 from herder.serve.leaving import Gone, Leaving
+from herder.serve.linked_images import LinkedImages
 from herder.serve.log import Log
 from herder.serve.metrics import Metrics
 from herder.serve.models import Models, Served
@@ -31,6 +32,7 @@ CONCURRENT = 64  # requests that a model that is not loaded yet is taken to run 
 RETRY_LEAST, RETRY_MOST = 1.0, 60.0
 
 Whole = Callable[[ChatRequest | TextRequest, Answer, Context], Mapping[str, Any]]
+T = TypeVar("T")
 Streamed = Callable[[ChatRequest | TextRequest, Context], Encoder]
 
 
@@ -41,6 +43,8 @@ class Server:
     `call = await server.call(request)` is the body, the path's and the query's parameters;
     `async with server.use(request, name) as llm:` is the model by any of its names, admitted by the key's limits,
     loaded, and recorded as used;
+    `async with server.use_for(request, name, wanted) as (llm, wanted):` is that with the images which the request names
+    by URL fetched;
     `server.reply(request, wanted, answer, stream)` is the response to a request for text, streamed or not;
     `server.models` loads and unloads, `server.catalogue` describes; `server.principal(request)` is who asks.
     `server.extra` holds what modules keep between requests (the store of responses); it is closed with the server.
@@ -54,6 +58,7 @@ class Server:
         gate: Gate | None = None,
         metrics: Metrics | None = None,
         log: Log | None = None,
+        images: LinkedImages | None = None,
     ) -> None:
         self.config = config
         self.models = models
@@ -61,6 +66,7 @@ class Server:
         self.gate: Gate = gate or Open()
         self.metrics = metrics or Metrics()
         self.log = log or Log(requests=False)
+        self.images = images or LinkedImages(config, self.log)
         self.extra: dict[str, Any] = {}
         self.traces: Traces | None = None
         self.draining = False
@@ -74,6 +80,7 @@ class Server:
         """Unloads the models, writes what the gate has left, and closes what modules keep."""
         if not self._closed:
             self._closed = True
+            self.images.close()
             await self.models.close()
             await self.gate.close()
             for kept in self.extra.values():
@@ -140,6 +147,15 @@ class Server:
             raise
         finally:
             await exchange.settle()
+
+    @contextlib.asynccontextmanager
+    async def use_for(self, request: Request, model: str, wanted: T) -> AsyncIterator[tuple[LLM, T]]:
+        """use(), and the request with its images in place. Raises FieldError for a URL that is not allowed before
+        anything is loaded, for one that cannot be had before anything runs."""
+        self.images.check(wanted)
+        async with self.use(request, model) as llm:
+            # A model that does not see refuses them: none is fetched for it.
+            yield llm, await self.images.fetched(wanted, exchanges.of(request.scope)) if llm.sees else wanted
 
     def status_of(self, request: Request, error: BaseException) -> int:
         """The HTTP status that an error has in the request's dialect; 499 for a client that went away."""

@@ -1,4 +1,4 @@
-"""Fetching models from a Hugging Face hub: the only module that speaks to the network.
+"""Fetching models from a Hugging Face hub: the only module that speaks to the network for them.
 
 huggingface_hub does the speaking (token, endpoint, proxies, redirects, retries) and is imported when it is needed. One
 request lists the repository with sizes and checksums; then each file that is missing is fetched into the shared cache

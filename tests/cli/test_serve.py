@@ -10,7 +10,7 @@ from herder.cli import serve as module
 from herder.cli.__main__ import main
 from herder.cli.serve import COMMANDS
 from herder.core.errors import HerderError, UsageError
-from herder.serve.config import Config, ModelSpec
+from herder.serve.config import Config, Images, ModelSpec
 from herder.weights import store
 from herder.weights.store import Stored
 
@@ -37,7 +37,9 @@ def test_models_aliases_and_limits() -> None:
             "4096",
         ),
         *("--cors", "https://a.example", "--context", "512", "--lenient"),
+        *("--image-host", "pictures.example", "--image-host", "*.cdn.example"),
     )
+    assert found.images == Images(("pictures.example", "*.cdn.example"))
     assert found.models == (
         ModelSpec("smollm2", "smollm2", ("gpt-4o-mini",), preload=True, pull=True, context=512),
         ModelSpec("big", "org/name:Q4_K_M", ("gpt-4o",), preload=True, pull=True, context=512),

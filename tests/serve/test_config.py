@@ -9,7 +9,17 @@ import pytest
 
 from herder.core.errors import HerderError, UsageError
 from herder.serve import lifecycle
-from herder.serve.config import Config, Limits, Logging, ModelSpec, byte_count, check_config, parse_config, read_config
+from herder.serve.config import (
+    Config,
+    Images,
+    Limits,
+    Logging,
+    ModelSpec,
+    byte_count,
+    check_config,
+    parse_config,
+    read_config,
+)
 
 WHOLE = """
 host = "127.0.0.1"
@@ -121,7 +131,7 @@ def test_amounts_of_memory() -> None:
 
 
 def test_every_key_is_documented() -> None:
-    for kind in (Config, Limits, Logging, ModelSpec):
+    for kind in (Config, Images, Limits, Logging, ModelSpec):
         assert kind.__doc__ is not None
         undocumented = {
             "host",
@@ -143,7 +153,7 @@ def test_every_key_is_documented() -> None:
 def test_check_prints_what_will_run(smollm2: Path) -> None:
     config = parse_config({"memory": "3 GiB", "models": {"m": {"source": str(smollm2), "aliases": ["n"]}}})
     text = "\n".join(lifecycle.described(config))
-    for words in ("http://127.0.0.1:8080", "m (also n)", "context 8192", "when asked for", "3.22 GB"):
+    for words in ("http://127.0.0.1:8080", "m (also n)", "context 8192", "when asked for", "3.22 GB", "images: none"):
         assert words in text
     for wrong, words in (
         ({"models": {"m": {"source": "/nonexistent.gguf"}}}, "nonexistent"),

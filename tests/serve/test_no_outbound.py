@@ -91,6 +91,16 @@ def exercise(url: str) -> None:
         picture = [{"type": "image_url", "image_url": {"url": "http://192.0.2.1/cat.png"}}]
         seen = status("/v1/chat/completions", chat | {"messages": [{"role": "user", "content": picture}]})
         assert 400 <= seen < 500
+        url = "https://pictures.example/cat.png"
+        item = {"role": "user", "content": [{"type": "input_image", "image_url": url}]}
+        block = {"type": "image", "source": {"type": "url", "url": url}}
+        part = {"fileData": {"fileUri": url, "mimeType": "image/png"}}
+        for path, body in (
+            ("/v1/responses", {"model": "first", "input": [item]}),
+            ("/v1/messages", {"model": "first", "max_tokens": 4, "messages": [{"role": "user", "content": [block]}]}),
+            ("/v1beta/models/first:generateContent", {"contents": [{"parts": [part]}]}),
+        ):
+            assert status(path, body) == 400, path
         assert status("/v1/chat/completions", chat | {"nonsense": 1}) == 400
         assert client.post("/v1/chat/completions", content=b"{").status_code == 400
         assert status("/v1/nothing") == 404

@@ -18,6 +18,7 @@ _SERVER_TOOLS = "there are no server tools: give the model tools of your own, wi
 _SERVER_RESULT = "only results of the vendor's own tools have it: send text and images"
 _NO_CITATIONS = "the model does not say where it found what it says: leave it out"
 _SOURCES = "send text, or an image as base64"
+_URL = "of an image, on a host from which the server's configuration lets it fetch images, by default none"
 
 
 def _cache(name: str) -> tuple[Field, ...]:
@@ -52,11 +53,12 @@ _BLOCKS: tuple[Field, ...] = (
     *_cache("messages[].content[].cache_control"),
     supported("messages[].content[].text"),
     refused("messages[].content[].citations", _NO_CITATIONS, [], {"enabled": False}),
-    supported("messages[].content[].source", "of an image: base64; of a document: text"),
-    supported("messages[].content[].source.type", "base64, text"),
+    supported("messages[].content[].source", "of an image: base64 or url; of a document: text"),
+    supported("messages[].content[].source.type", "base64, url, text"),
     supported("messages[].content[].source.media_type"),
     supported("messages[].content[].source.data"),
-    *_all_refused("messages[].content[].source.", f"nothing is fetched or stored: {_SOURCES}", "url file_id"),
+    supported("messages[].content[].source.url", _URL),
+    refused("messages[].content[].source.file_id", f"nothing is stored: {_SOURCES}"),
     refused("messages[].content[].source.content", "send the document's text"),
     refused("messages[].content[].transformations", "images are cut as the model was trained", {}),
     translated("messages[].content[].title", "of a document: stands before its text"),
@@ -73,11 +75,12 @@ _BLOCKS: tuple[Field, ...] = (
     supported("messages[].content[].content[].text"),
     *_cache("messages[].content[].content[].cache_control"),
     refused("messages[].content[].content[].citations", _NO_CITATIONS, [], {"enabled": False}),
-    supported("messages[].content[].content[].source", "of an image: base64"),
-    supported("messages[].content[].content[].source.type", "base64"),
+    supported("messages[].content[].content[].source", "of an image: base64 or url"),
+    supported("messages[].content[].content[].source.type", "base64, url"),
     supported("messages[].content[].content[].source.media_type"),
     supported("messages[].content[].content[].source.data"),
-    *_all_refused("messages[].content[].content[].source.", f"nothing is fetched or stored: {_SOURCES}", "url file_id"),
+    supported("messages[].content[].content[].source.url", _URL),
+    refused("messages[].content[].content[].source.file_id", f"nothing is stored: {_SOURCES}"),
     refused("messages[].content[].content[].source.content", "send the document's text"),
     refused("messages[].content[].content[].transformations", "images are cut as the model was trained", {}),
     *_all_refused(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from herder.chat import images
-from herder.chat.message import ImagePart, Message, ToolCall
+from herder.chat.message import ImageLink, ImagePart, Message, ToolCall
 from herder.core.errors import UsageError
 from herder.serve import values
 from herder.serve.dialects.anthropic_fields import MAX_BLOCKS, MAX_MESSAGES
@@ -137,9 +137,12 @@ class Reader:
 
     def _image(self, value: Any, where: str) -> ImagePart:
         kind = values.mapping(value, where).get("type")
-        if kind != "base64":
-            raise FieldError(f"{where}.type is {values.kind(kind)}: nothing is fetched, send base64", f"{where}.type")
-        given = self.fields(value, where)
+        if kind not in ("base64", "url"):
+            raise FieldError(f"{where}.type is {values.kind(kind)}: images are base64 or url", f"{where}.type")
+        known = {"type", "url"} if kind == "url" else {"type", "media_type", "data"}
+        given = self.fields(value, where, known, f"a source of type {kind}")
+        if kind == "url":
+            return ImageLink(url=values.text(given.get("url"), f"{where}.url"), where=f"{where}.url")
         media_type = values.one_of(given.get("media_type"), f"{where}.media_type", _MEDIA_TYPES)
         data = values.text(given.get("data"), f"{where}.data")
         try:
@@ -156,7 +159,7 @@ class Reader:
                 f"{inside}.type is {values.kind(kind)}: documents are read as text only, send their text",
                 f"{inside}.type",
             )
-        given = self.fields(block["source"], inside)
+        given = self.fields(block["source"], inside, {"type", "media_type", "data"}, "a source of type text")
         values.one_of(given.get("media_type"), f"{inside}.media_type", ("text/plain",))
         before = [values.text(block[name], f"{where}.{name}") for name in ("title", "context") if name in block]
         return _BLOCKS.join([*before, values.text(given.get("data"), f"{inside}.data")])

@@ -232,7 +232,7 @@ async def count_tokens(request: Request, server: Server) -> Response:
     from herder.serve import prompts
 
     wanted = parse_count(await server.call(request))
-    async with server.use(request, wanted.model) as llm:
+    async with server.use_for(request, wanted.model, wanted) as (llm, wanted):
         return JSONResponse({"totalTokens": await prompts.count_tokens(llm, wanted)})
 
 

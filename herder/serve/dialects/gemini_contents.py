@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from herder.chat import images
-from herder.chat.message import ImagePart, Message, Tool, ToolCall
+from herder.chat.message import ImageLink, ImagePart, Message, Tool, ToolCall
 from herder.core.errors import UsageError
 from herder.serve import values
 from herder.serve.dialects.gemini_fields import MAX_CONTENTS, MAX_PARTS, MAX_TOOLS, camel
@@ -78,13 +78,15 @@ class Reader:
         kept: list[str | ImagePart] = []
         for i, part in enumerate(parts):
             inside = f"{where}.parts[{i}]"
-            kind, content = self._part(part, inside, ("text", "inlineData", "functionResponse"))
+            kind, content = self._part(part, inside, ("text", "inlineData", "fileData", "functionResponse"))
             if kind == "functionResponse":
                 turns += [_user(kept)] if kept else []
                 kept = []
                 turns.append(self._response(content, f"{inside}.functionResponse"))
             elif kind == "text":
                 kept.append(values.text(content, f"{inside}.text"))
+            elif kind == "fileData":
+                kept.append(self._file(content, f"{inside}.fileData"))
             else:
                 kept.append(self._image(content, f"{inside}.inlineData"))
         return [*turns, _user(kept)] if kept else turns
@@ -125,6 +127,14 @@ class Reader:
             return ImagePart(images.read_url(f"data:{mime_type};base64,{data}", f"{where}.data"))
         except UsageError as error:
             raise FieldError(str(error), where) from None
+
+    def _file(self, value: Any, where: str) -> ImageLink:
+        given = self.fields(value, where)
+        mime_type = values.text(given.get("mimeType", "image/*"), f"{where}.mimeType", 128)
+        if not mime_type.lower().startswith("image/"):
+            kind = values.kind(mime_type)
+            raise FieldError(f"{where}.mimeType is {kind}: expected an image's", f"{where}.mimeType")
+        return ImageLink(url=values.text(given.get("fileUri"), f"{where}.fileUri"), where=f"{where}.fileUri")
 
     def _call(self, value: Any, where: str) -> ToolCall:
         given = self.fields(value, where)

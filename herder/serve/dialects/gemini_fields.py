@@ -60,7 +60,14 @@ _CONTENTS: tuple[Field, ...] = (
     refused("contents[].parts[].functionResponse.scheduling", "the model answers when it is asked"),
     supported("contents[].parts[].thought", "of the model, for formats that have a place for it"),
     refused("contents[].parts[].thoughtSignature", "it is for the server that made it: leave it out"),
-    refused("contents[].parts[].fileData", "nothing is fetched or stored: send inlineData"),
+    supported("contents[].parts[].fileData", "an image"),
+    supported(
+        "contents[].parts[].fileData.fileUri",
+        "a URL of a host from which the server's configuration lets it fetch images, by default none; no files are "
+        "stored",
+    ),
+    supported("contents[].parts[].fileData.mimeType"),
+    translated("contents[].parts[].fileData.displayName", "a label; the model does not see it"),
     refused("contents[].parts[].mediaResolution", "images are cut as the model was trained"),
     translated("contents[].parts[].partMetadata", "a label; the model does not see it"),
     *_all_refused("contents[].parts[].", _UNHEARD, _PART_METADATA),

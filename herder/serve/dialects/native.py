@@ -131,7 +131,7 @@ async def tokenize(request: Request, server: Server) -> Response:
     from starlette.responses import JSONResponse
 
     name, given, special, strings = parse_tokenize(await server.call(request))
-    async with server.use(request, name) as llm:
+    async with server.use_for(request, name, given) as (llm, given):
         ids = await asyncio.to_thread(tokens_of, llm, given, special)
         spelled = [llm.tokenizer.token(token) for token in ids] if strings else None
         document = {"count": len(ids), "max_model_len": llm.context, "tokens": list(ids), "token_strs": spelled}

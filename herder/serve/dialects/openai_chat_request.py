@@ -20,6 +20,7 @@ MAX_PARTS = 1024
 MAX_TOOLS = 512
 
 _LABEL = "a label that changes no answer; it is not kept"
+URLS = "a data URL; a URL of a host from which the server's configuration lets it fetch images, by default none"
 _NO_AUDIO = "no model here hears or speaks"
 
 _MESSAGES: tuple[Field, ...] = (
@@ -29,7 +30,7 @@ _MESSAGES: tuple[Field, ...] = (
     translated("messages[].content[].type", "text, image_url; refusal is read as text"),
     supported("messages[].content[].text"),
     supported("messages[].content[].image_url"),
-    supported("messages[].content[].image_url.url", "a data URL; nothing is fetched"),
+    supported("messages[].content[].image_url.url", URLS),
     supported(
         "messages[].content[].image_url.detail", "auto or high, which are the same; low and original are refused"
     ),
@@ -224,7 +225,7 @@ def _message(value: Any, where: str, dropped: list[str] | None) -> Message:
         calls = values.listed(message["tool_calls"], f"{where}.tool_calls", MAX_TOOLS)
         message["tool_calls"] = [_call(one, f"{where}.tool_calls[{i}]", dropped) for i, one in enumerate(calls)]
     try:
-        return read_message(message, where, files=False)
+        return read_message(message, where, files=False, links=True)
     except UsageError as error:
         raise at_field(error, where) from None
 

@@ -61,7 +61,7 @@ async def input_tokens(request: Request, server: Server) -> Response:
     from herder.serve.prompts import count_tokens
 
     wanted, _ = await _joined(request, server, parse_count(await server.call(request)))
-    async with server.use(request, wanted.model) as llm:
+    async with server.use_for(request, wanted.model, wanted) as (llm, wanted):
         tokens = await count_tokens(llm, wanted)
         exchange.of(request.scope).prompt_tokens = tokens
     return await _json({"object": "response.input_tokens", "input_tokens": tokens})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from herder.serve.dialects import openai_constraints, openai_options
+from herder.serve.dialects.openai_chat_request import URLS
 from herder.serve.fields import Field, Table, refused, supported, translated
 
 MAX_ITEMS = 4096
@@ -42,7 +43,7 @@ _INPUT: tuple[Field, ...] = (
     ),
     supported("input[].content[].text"),
     translated("input[].content[].refusal", "read as text"),
-    supported("input[].content[].image_url", "a data URL; nothing is fetched"),
+    supported("input[].content[].image_url", URLS),
     supported("input[].content[].detail", "auto or high, which are the same; low and original are refused"),
     translated("input[].content[].annotations", "kept; the model does not see them"),
     translated("input[].content[].logprobs", "not kept; the model does not see them"),
@@ -54,7 +55,7 @@ _INPUT: tuple[Field, ...] = (
     supported("input[].output", "of a function_call_output, a text or parts"),
     supported("input[].output[].type", "input_text, input_image"),
     supported("input[].output[].text"),
-    supported("input[].output[].image_url", "a data URL; nothing is fetched"),
+    supported("input[].output[].image_url", URLS),
     supported("input[].output[].detail", "auto or high, which are the same; low and original are refused"),
     *_breakpoint("input[].output[]"),
     *_each("input[].output[].", "file_data file_id file_url filename", _FILES),

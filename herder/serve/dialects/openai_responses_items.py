@@ -119,7 +119,7 @@ def _part(value: Any, where: str, known: Sequence[str], dropped: list[str] | Non
     if extra := [name for name in part if name not in ("type", *own)]:
         raise FieldError(f"{where}.{extra[0]} is no field of an {kind}", f"{where}.{extra[0]}")
     if kind == "input_image":
-        # Decoded when the conversation is put together; `auto` is what the API says where nothing is said.
+        # Decoded or fetched when the conversation is put together; `auto` is what the API says where nothing is said.
         url = values.text(part.get("image_url"), f"{where}.image_url")
         detail = values.one_of(part.get("detail", "auto"), f"{where}.detail", ("auto", "high"))
         return {"type": kind, "detail": detail, "image_url": url}
@@ -230,6 +230,6 @@ def _content(parts: Sequence[Mapping[str, Any]]) -> str | list[dict[str, Any]]:
 
 def _message(value: Mapping[str, Any], where: str) -> Message:
     try:
-        return read_message(value, where, files=False)
+        return read_message(value, where, files=False, links=True)
     except UsageError as error:
         raise at_field(error, where) from None

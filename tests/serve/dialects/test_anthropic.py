@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from herder.chat.message import ImagePart, Message, Tool, ToolCall
+from herder.chat.message import ImageLink, ImagePart, Message, Tool, ToolCall
 from herder.core.request import Constraint
 from herder.serve.dialect import Call, Problem
 from herder.serve.dialects import anthropic
@@ -124,7 +124,13 @@ def test_images() -> None:
     assert message.content == "what isthis?" and message.parts is not None
     assert [part.data if isinstance(part, ImagePart) else part for part in message.parts] == ["what is", PNG, "this?"]
     url = {"type": "image", "source": {"type": "url", "url": "https://example.com/x.png"}}
-    assert "nothing is fetched" in str(refusal(messages=[user(url)]))
+    [message] = said(user(url))
+    [link] = message.images
+    assert isinstance(link, ImageLink) and link.where == "messages[0].content[0].source.url"
+    url["source"] = {"type": "url", "url": "https://example.com/x.png", "data": "AAAA"}
+    assert refusal(messages=[user(url)]).field == "messages[0].content[0].source.data"
+    url["source"] = {"type": "file", "file_id": "x"}
+    assert refusal(messages=[user(url)]).field == "messages[0].content[0].source.type"
     broken = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "!"}}
     assert refusal(messages=[user(broken)]).field == "messages[0].content[0].source.data"
 

@@ -193,7 +193,7 @@ def test_constraints(body: dict[str, Any], constraint: Constraint) -> None:
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y"}}]}]},
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "ftp://x/y"}}]}]},
             "messages[0].content[0].image_url",
         ),
         ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages[0].content"),

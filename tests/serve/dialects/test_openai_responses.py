@@ -231,7 +231,7 @@ REFUSALS: list[tuple[dict[str, Any], str, str]] = [
         "in the open",
     ),
     (
-        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "https://a/b.png"}]}]},
+        {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "ftp://a/b.png"}]}]},
         "input[0].content",
         "URL to fetch",
     ),
