@@ -88,10 +88,11 @@ class Fetcher:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def fetch(self, target: Target, most: int, together: Room) -> bytes:
-        """The image there, of at most `most` bytes, which it takes from `together`. Raises Unfetched. The caller says
-        how long it may take."""
+    async def fetch(self, target: Target, most: int, together: Room, hosts: list[str]) -> bytes:
+        """The image there, of at most `most` bytes, which it takes from `together`. hosts: gets those that are asked.
+        Raises Unfetched. The caller says how long it may take."""
         for _ in range(MAX_REDIRECTS + 1):
+            hosts.append(target.host)
             found = await self._get(target, Room(most), together)
             if isinstance(found, bytes):
                 return found

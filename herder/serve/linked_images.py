@@ -70,7 +70,6 @@ class LinkedImages:
         from herder.serve.image_fetch import Room
 
         started = monotonic()
-        exchange.image_hosts = tuple(sorted({target.host for target in links}))
         seconds = min(self._limits.image_seconds, wanted.deadline or self._limits.image_seconds)
         together = Room(self._limits.body)  # what the request could have sent itself
         try:
@@ -99,11 +98,12 @@ class LinkedImages:
 
         assert self._fetcher is not None
         started = monotonic()
+        hosts: list[str] = []
         outcome = "given up"
         size = 0
         try:
             async with asyncio.timeout(seconds), self._slots:
-                data = await self._fetcher.fetch(target, MAX_BYTES, together)
+                data = await self._fetcher.fetch(target, MAX_BYTES, together, hosts)
             outcome, size = "fetched", len(data)
             return data
         except Unfetched as error:
@@ -115,7 +115,8 @@ class LinkedImages:
                 f"{where}: {target.host} did not give the image within {seconds:g} s: send it as base64", where
             ) from None
         finally:
-            self._log.image(exchange, target.host, outcome, monotonic() - started, size)
+            exchange.image_hosts = tuple(dict.fromkeys((*exchange.image_hosts, *hosts)))
+            self._log.image(exchange, hosts, outcome, monotonic() - started, size)
 
 
 def _links(wanted: object) -> list[ImageLink]:

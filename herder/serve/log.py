@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
@@ -53,11 +54,11 @@ class Log:
             values["prompt"] = exchange.prompt
         self.event("request", **values)
 
-    def image(self, exchange: Exchange, host: str, outcome: str, seconds: float, size: int) -> None:
-        """An image that a request named by URL; of the URL, the host only. size: in bytes."""
+    def image(self, exchange: Exchange, hosts: Sequence[str], outcome: str, seconds: float, size: int) -> None:
+        """An image that a request named by URL. hosts: that were asked, one after the other. size: in bytes."""
         if self._requests:
-            values = {"id": exchange.id, "host": host, "outcome": outcome, "seconds": round(seconds, 6), "bytes": size}
-            self.event("image", **values)
+            values = {"id": exchange.id, "hosts": hosts, "outcome": outcome, "seconds": round(seconds, 6)}
+            self.event("image", **values, bytes=size)
 
     def failure(self, exchange: Exchange, error: BaseException) -> None:
         """A bug of ours, or the engine's: with the traceback that the client does not get."""

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from httptools import HttpParserError, HttpParserUpgrade
+from hypothesis import given
+from hypothesis import strategies as st
 
 from herder.serve import image_fetch
 from herder.serve.config import Images
-from herder.serve.image_fetch import Room, Unfetched, connected
-from herder.serve.image_urls import read_target
+from herder.serve.image_fetch import Fetcher, Room, Unfetched, _read, connected
+from herder.serve.image_urls import Target, read_target
 from tests.serve.image_host import OTHER, PICTURE, PUBLIC, Host, certificate, hosting, redirect, response
 
 PLAIN = Images(("*.example",), http=True)
@@ -50,7 +53,7 @@ def fetch(
         fetcher = host.fetcher(allowed, context)
         try:
             async with asyncio.timeout(seconds):
-                return await fetcher.fetch(read_target(url, allowed), most, together or Room(MOST))
+                return await fetcher.fetch(read_target(url, allowed), most, together or Room(MOST), [])
         finally:
             fetcher.close()
 
@@ -130,6 +133,49 @@ def test_what_is_no_image(host: Host, page: bytes, why: str) -> None:
     assert reason(host) == why
 
 
+PIECES = (
+    b"HTTP/1.1 ",
+    b"200 OK",
+    b"302 ",
+    b"\r\n",
+    b"Content-Type: image/png",
+    b"Content-Length: 7",
+    b"chunked",
+    b"0\r\n",
+)
+PIECES += (
+    b"Transfer-Encoding: ",
+    b"Location: http://a.example/",
+    b"Connection: close",
+    b"1\r\nx\r\n",
+    b"image",
+    b"\n",
+    b" ",
+)
+
+
+@given(
+    st.lists(st.sampled_from(PIECES) | st.binary(max_size=20), max_size=20).map(b"".join),
+    st.integers(0, len(CHUNKED)),
+    st.integers(1, 40),
+)
+def test_whatever_comes_is_an_image_a_redirect_or_an_error(tail: bytes, kept: int, step: int) -> None:
+    data = CHUNKED[:kept] + tail
+
+    async def run() -> None:
+        reader = asyncio.StreamReader()
+        for start in range(0, len(data), step):
+            reader.feed_data(data[start : start + step])
+        reader.feed_eof()
+        try:
+            found = await _read(reader, Room(8), Room(9))
+        except (Unfetched, HttpParserError, HttpParserUpgrade):
+            return
+        assert found and len(found) <= 8 if isinstance(found, bytes) else found.isascii()
+
+    asyncio.run(run())
+
+
 def test_sizes(host: Host) -> None:
     size = len(PICTURE)
     assert fetch(host, most=size) == PICTURE and fetch(host, together=Room(size)) == PICTURE
@@ -197,6 +243,19 @@ def test_names_without_an_address(host: Host) -> None:
     assert reason(host) == "unresolved"
     host.names["pictures.example"] = [["no address"]]
     assert reason(host) == "unresolved" and host.connected == []
+
+
+def test_the_systems_own_names() -> None:
+    """The resolver that is not a test's: a name of this machine is one of a closed address."""
+
+    async def run() -> None:
+        fetcher = Fetcher(PLAIN)
+        with pytest.raises(Unfetched) as caught:
+            await fetcher.fetch(Target("http", "localhost", 80, "/"), MOST, Room(MOST), [])
+        fetcher.close()
+        assert caught.value.reason == "address"
+
+    asyncio.run(run())
 
 
 def test_the_next_address_is_tried(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,6 +78,19 @@ def test_whatever_is_allowed_leads_to_its_host(url: str) -> None:
     assert not set(target.path + target.host) & set(' \\"<>^`{|}#')
 
 
+@given(
+    st.text(max_size=40) | st.sampled_from("/?#:@[]\\%.-").flatmap(lambda c: st.text(f"{c}/ahtps:.1").map(c.__add__))
+)
+def test_a_redirect_leads_to_an_allowed_host_or_nowhere(location: str) -> None:
+    start = read_target("https://pictures.example/a/b.png", SOME)
+    try:
+        target = read_target(start.joined(location), SOME)
+    except NotAllowed:
+        return
+    assert target.host == "pictures.example" or target.host.endswith(".cdn.example")
+    assert (target.scheme, target.port) == ("https", 443)
+
+
 def test_long_urls_are_not_allowed() -> None:
     with pytest.raises(NotAllowed, match="4096 characters"):
         read_target("https://pictures.example/" + "a" * 5000, ANY)

@@ -240,14 +240,16 @@ def test_logs_name_the_host_only(host: Host, tmp_path: Path) -> None:
     asked = Asked(host)
     asked.audit = tmp_path / "audit.jsonl"
     query = "http://pictures.example/cat.png?token=secret"
-    host.pages["/cat.png?token=secret"] = response()
+    host.names["cdn.example"] = host.names["pictures.example"]
+    host.pages["/cat.png?token=secret"] = redirect("http://cdn.example/cat.png")
     asked(chat(query), chat("http://pictures.example/gone.png"), chat(PICTURE))
     fetched, failed = asked.events("image")
-    assert (fetched["host"], fetched["outcome"], fetched["bytes"]) == ("pictures.example", "fetched", len(PICTURE))
-    assert (failed["host"], failed["outcome"]) == ("pictures.example", "status")
+    hosts = ["pictures.example", "cdn.example"]  # the second where the first redirects
+    assert (fetched["hosts"], fetched["outcome"], fetched["bytes"]) == (hosts, "fetched", len(PICTURE))
+    assert (failed["hosts"], failed["outcome"], failed["bytes"]) == (["pictures.example"], "status", 0)
     assert fetched["id"] == asked.events("request")[0]["id"]
     lines = [json.loads(line) for line in asked.audit.read_text().splitlines()]
-    assert [line.get("image_hosts") for line in lines] == [["pictures.example"], ["pictures.example"], None]
+    assert [line.get("image_hosts") for line in lines] == [hosts, ["pictures.example"], None]
     for text in (asked.log.getvalue(), asked.audit.read_text()):
         assert "secret" not in text and ".png" not in text
 

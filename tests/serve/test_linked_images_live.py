@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import anthropic
+import httpx
 import openai
 import pytest
 from google import genai
 from google.genai import errors, types
 
-from herder.serve.config import Config, Images
+from herder.serve.config import Config, Images, Limits
 from herder.serve.linked_images import LinkedImages
 from herder.serve.server import Server
 from tests.serve.image_host import OTHER, PICTURE, Host, hosting
@@ -21,7 +24,7 @@ from tests.serve.models import server_of
 from tests.serve.seeing import seeing_llm
 
 CAT, GONE, ELSEWHERE = (f"http://{path}" for path in ("pictures.example/cat.png", "pictures.example/no", "evil.org/x"))
-ALLOWED = Config(images=Images(("*.example",), http=True))
+ALLOWED = Config(images=Images(("*.example",), http=True), limits=Limits(image_seconds=60))
 
 
 def data(image: bytes) -> str:
@@ -43,6 +46,27 @@ def served(host: Host) -> Iterator[Live]:
 
     with live(config=ALLOWED, make=make) as running:
         yield running
+
+
+def test_a_client_that_goes_away_ends_the_fetching(served: Live, host: Host) -> None:
+    gone = threading.Event()
+
+    async def slowly(writer: asyncio.StreamWriter) -> None:
+        try:
+            writer.write(b"HTTP/1.1 200 OK\r\nX: ")
+            while True:
+                writer.write(b"y")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        except OSError:
+            gone.set()
+
+    host.pages["/slow"] = slowly
+    part = {"type": "image_url", "image_url": {"url": "http://pictures.example/slow"}}
+    body = {"model": "tiny", "messages": [{"role": "user", "content": [part]}]}
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{served.url}/v1/chat/completions", json=body, timeout=0.3, trust_env=False)
+    assert gone.wait(30)
 
 
 def test_openai(served: Live) -> None:
