@@ -18,7 +18,7 @@ import yaml
 
 from herder.cli.__main__ import command
 from herder.cli.command import Command
-from herder.serve.config import Config, Limits, Logging, ModelSpec, check_config, parse_config, read_config
+from herder.serve.config import Config, Images, Limits, Logging, ModelSpec, check_config, parse_config, read_config
 from tests.serve.models import fake_llm, server_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -52,8 +52,9 @@ def test_every_key_of_the_page_on_serving_is_one_of_the_configuration() -> None:
         parse_config(tomllib.loads(block))
     section = page[page.index("## Configuration") : page.index("## Keys")]
     described = set(re.findall(r"^\| `([a-z_.A-Z]+)` \|", section, re.M))
-    wanted = {one.name for one in fields(Config)} - {"models", "limits", "logging"}
-    wanted |= {f"limits.{one.name}" for one in fields(Limits)} | {f"logging.{one.name}" for one in fields(Logging)}
+    tables = {"limits": Limits, "images": Images, "logging": Logging}
+    wanted = {one.name for one in fields(Config)} - {"models", *tables}
+    wanted |= {f"{name}.{one.name}" for name, kind in tables.items() for one in fields(kind)}
     wanted |= {f"models.NAME.{one.name}" for one in fields(ModelSpec)} - {"models.NAME.name"}
     assert wanted - described == set(), "not described"
     assert described - wanted == set(), "described, but no key"
