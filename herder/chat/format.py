@@ -221,6 +221,14 @@ class Thinking(Protocol):
     def thoughts(self) -> Thoughts: ...
 
 
+@runtime_checkable
+class Remembering(Protocol):
+    """A chat format that may be given what the assistant thought in earlier turns; others refuse it."""
+
+    @property
+    def takes_reasoning(self) -> bool: ...
+
+
 def refuse_options(options: dict[str, Any], known: Sequence[str], name: str) -> None:
     """Raises UsageError for the first option that is not known."""
     for option in options:

@@ -75,6 +75,10 @@ class R1Format:
         return Control(token, self._tokenizer.token(token), learn)
 
     @property
+    def takes_reasoning(self) -> bool:
+        return True  # and leaves it out
+
+    @property
     def thoughts(self) -> Thoughts:
         return Thoughts(OPEN, CLOSE, self._ids.get(OPEN), self._ids.get(CLOSE), self.prefill)
 

@@ -51,7 +51,7 @@ class JinjaFormat:
             for role, token in roles.items()
         }
         self._readers = tuple(dict.fromkeys(r for hint, r in _READERS.items() if hint in source + (tool_source or "")))
-        self._reasons = "reasoning_content" in source + (tool_source or "")
+        self.takes_reasoning = "reasoning_content" in source + (tool_source or "")
         self.stop_ids = tokenizer.stop_ids
 
     # Rendering -----------------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class JinjaFormat:
             if option not in template.variables or option in (*_GIVEN, *self._tokens):
                 raise UsageError(f"there is no option {option!r}: the model's chat template does not read it")
             check_json(value, option)
-        if not self._reasons:
+        if not self.takes_reasoning:
             refuse_reasoning(messages, self.name)
         given = [message.as_json() for message in messages]
         check_json(given, "messages")

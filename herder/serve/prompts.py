@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
-from herder.chat.format import Calling
+from herder.chat.format import Calling, Remembering
 from herder.core.errors import ContextOverflow, UsageError
 from herder.core.request import Constraint, Image, Request, Sampling
 from herder.serve.fields import FieldError
@@ -106,6 +106,9 @@ def _rendered(
     llm: LLM, request: ChatRequest, messages: Sequence[Message], *, fitting: bool = False
 ) -> tuple[tuple[int, ...], tuple[Image, ...]]:
     tools = () if request.tool_choice == "none" else request.tools
+    chat_format: object = llm.chat_format
+    if request.spare_reasoning and not (isinstance(chat_format, Remembering) and chat_format.takes_reasoning):
+        messages = [message if message.reasoning is None else replace(message, reasoning=None) for message in messages]
     return llm.render(messages, tools, request.format_options, fitting=fitting)
 
 

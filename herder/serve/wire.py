@@ -36,13 +36,16 @@ class Common:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest(Common):
-    """tool_choice: "auto", "none", "required", or the name of the one function that must be called, as a Named."""
+    """tool_choice: "auto", "none", "required", or the name of the one function that must be called, as a Named.
+    reasoning: False leaves it out of the answer. spare_reasoning: that of earlier turns is no error where the chat
+    format has no place for it."""
 
     messages: tuple[Message, ...]
     tools: tuple[Tool, ...] = ()
     tool_choice: Literal["auto", "none", "required"] | Named = "auto"
     parallel_tool_calls: bool = True
-    reasoning: bool = True  # False: reasoning is left out of the answer
+    reasoning: bool = True
+    spare_reasoning: bool = False
     format_options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -61,7 +61,11 @@ _INPUT: tuple[Field, ...] = (
     *_each("input[].output[].", "file_data file_id file_url filename", _FILES),
     *_each("input[].output[].", "outcome stderr stdout", TOOL_KINDS),
     *_each("input[].output.", "type file_id image_url", TOOL_KINDS),
-    supported("input[].summary", "of a reasoning item: stands for its text where it has no content"),
+    supported(
+        "input[].summary",
+        "of a reasoning item, which belongs to the message or call behind it: stands for its text where it has no "
+        "content; left out where the chat format has no place for thoughts",
+    ),
     supported("input[].summary[].type", "summary_text"),
     supported("input[].summary[].text"),
     refused("input[].encrypted_content", "reasoning comes and goes in the open: send the item's content"),

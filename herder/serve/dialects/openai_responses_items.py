@@ -159,8 +159,7 @@ def _arguments(value: Any, where: str, status: str) -> str:
 def messages(instructions: str | None, items: Sequence[tuple[str, Item]]) -> tuple[Message, ...]:
     """The conversation that items make, each with its path for errors. Raises FieldError.
 
-    What an assistant says and calls in a row is one message. Reasoning is not shown to the model again: most chat
-    formats have no place for it, and those of reasoning models leave earlier thoughts out themselves.
+    What an assistant thinks, says and calls in a row is one message; thoughts that nothing follows are left out.
     """
     found: list[Message] = []
     if instructions is not None:
@@ -168,6 +167,7 @@ def messages(instructions: str | None, items: Sequence[tuple[str, Item]]) -> tup
     calls: dict[str, str] = {}  # the names of calls that wait for their output
     names: dict[str, str] = {}
     turn: dict[str, Any] = {}  # the assistant's message under way
+    thoughts: list[str] = []  # of what comes next
     start = ""
 
     def end_turn() -> None:
@@ -175,25 +175,37 @@ def messages(instructions: str | None, items: Sequence[tuple[str, Item]]) -> tup
             found.append(_message({"role": "assistant", "content": None, **turn}, start))
             turn.clear()
 
+    def think() -> None:
+        if thoughts:
+            before = [turn["reasoning_content"]] if "reasoning_content" in turn else []
+            turn["reasoning_content"] = "\n".join(before + thoughts)
+            thoughts.clear()
+
     for where, item in items:
         match item["type"]:
             case "message" if item["role"] == "assistant":
                 if "content" in turn:
                     end_turn()
                 start = start if turn else where
+                think()
                 turn["content"] = "".join([part.get("text", part.get("refusal", "")) for part in item["content"]])
             case "message":
                 end_turn()
+                thoughts.clear()
                 role = "user" if item["role"] == "user" else "system"
                 found.append(_message({"role": role, "content": _content(item["content"])}, where))
+            case "reasoning":
+                thoughts += [part["text"] for part in item.get("content") or item["summary"]]
             case "function_call" if item["status"] == "completed":
                 start = start if turn else where
+                think()
                 call = {"name": item["name"], "arguments": item["arguments"]}
                 turn.setdefault("tool_calls", []).append({"id": item["call_id"], "type": "function", "function": call})
                 calls[item["call_id"]] = where
                 names[item["call_id"]] = item["name"]
             case "function_call_output":
                 end_turn()
+                thoughts.clear()
                 id = item["call_id"]
                 if id not in names:
                     message = f"{where}.call_id is {values.kind(id)}: no function_call before it has this call_id"

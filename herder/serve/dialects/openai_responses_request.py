@@ -42,7 +42,8 @@ class Asked:
         FieldError."""
         before = [(f"the conversation's item {i}", item) for i, item in enumerate(history)]
         new = [(f"input[{i}]", item) for i, item in enumerate(items)]
-        return ChatRequest(**self.common, messages=messages(self.instructions, [*before, *new]))
+        said = messages(self.instructions, [*before, *new])
+        return ChatRequest(**self.common, messages=said, spare_reasoning=True)
 
 
 def parse(call: Call) -> Asked:

@@ -122,6 +122,7 @@ def test_items_become_messages() -> None:
             "assistant",
             "Let me see.",
             (ToolCall("weather", {"city": "Ulm"}, "c1"), ToolCall("weather", {}, "c2")),
+            reasoning="hmm",
         ),
         Message("tool", "sun", tool_call_id="c2", name="weather"),
         Message("tool", "rain", tool_call_id="c1", name="weather"),
@@ -129,6 +130,30 @@ def test_items_become_messages() -> None:
         Message("assistant", "Mostly."),
         Message("user", "Thanks"),
     )
+
+
+def test_thoughts_belong_to_what_follows_them() -> None:
+    def thought(text: str, **more: Any) -> dict[str, Any]:
+        return {"type": "reasoning", "summary": [{"type": "summary_text", "text": text}], **more}
+
+    def said(text: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": text}
+
+    whole = [{"type": "reasoning_text", "text": "b"}, {"type": "reasoning_text", "text": "c"}]
+    found = messages(
+        {"role": "user", "content": "Go"}, thought("a"), said("one"), thought("-", content=whole), said("two"),
+        thought("d"), CALL, thought("e"), {**CALL, "call_id": "c2"}, thought("lost"), OUTPUT,
+        {**OUTPUT, "call_id": "c2"}, thought("lost"), {"role": "user", "content": "Go on"}, thought("lost"),
+    )  # fmt: skip
+    assert [(m.role, m.text, m.reasoning) for m in found] == [
+        ("user", "Go", None),
+        ("assistant", "one", "a"),
+        ("assistant", "two", "b\nc\nd\ne"),
+        ("tool", "rain", None),
+        ("tool", "rain", None),
+        ("user", "Go on", None),
+    ]
+    assert len(found[2].tool_calls) == 2
 
 
 def test_images() -> None:

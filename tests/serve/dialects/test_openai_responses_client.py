@@ -21,6 +21,7 @@ from openai.types.responses import Response
 from pydantic import BaseModel
 from starlette.requests import HTTPConnection
 
+from herder.chat.load import load_chat_format
 from herder.core.batch import Batch
 from herder.runtime.fake import FakeExecutor
 from herder.serve.config import Config, Limits
@@ -110,6 +111,28 @@ def test_a_conversation_goes_on(client: Any) -> None:
     assert client.responses.create(input=by_id, **said).output_text == second.output_text
     with pytest.raises(openai.BadRequestError, match="there is no stored item 'msg_none'"):
         client.responses.create(input=[{"type": "item_reference", "id": "msg_none"}], **said)
+
+
+def test_thoughts_given_back_are_shown_where_the_format_has_a_place(client: Any) -> None:
+    items: list[Any] = [{"role": "user", "content": "One"}, {"role": "assistant", "content": "Two"}]
+    thought = {
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": "Hmm, let me think."}],
+    }
+    after = {"role": "user", "content": "Three"}
+    count = client.responses.input_tokens.count
+
+    def tokens(*given: Any) -> int:
+        return int(count(model="tiny", input=list(given)).input_tokens)
+
+    assert tokens(items[0], thought, items[1], after) == tokens(*items, after), "this format has none"
+    template = "{% for m in messages %}{{ m.reasoning_content or '' }}{{ m.content }}{% endfor %}"
+    llm = fake_llm()
+    llm.chat_format = load_chat_format(llm.tokenizer, {"default": template})
+    with live(llm, names=("tiny",)) as server, client_of(server.url) as other:
+        count = other.responses.input_tokens.count
+        assert tokens(items[0], thought, items[1], after) > tokens(*items, after)
 
 
 def test_input_tokens_are_counted(client: Any) -> None:
