@@ -273,10 +273,10 @@ def test_what_cannot_start_says_so_in_one_line(smollm2: Path) -> None:
         taken.listen()
         port = str(taken.getsockname()[1])
         for arguments, words in (
-            (["nothing-of-that-name", "--offline"], "nothing-of-that-name"),
+            (["nothing-of-that-name", "--offline", "--port", "0"], "nothing-of-that-name"),
             (["smollm2", "--port", port], port),
-            (["smollm2", "--host", "0.0.0.0"], "no API keys"),
-            (["smollm2", "--alias", "a=b"], "not served"),
+            (["smollm2", "--host", "0.0.0.0", "--port", "0"], "no API keys"),
+            (["smollm2", "--alias", "a=b", "--port", "0"], "not served"),
         ):
             done = subprocess.run(
                 [sys.executable, "-m", "herder.cli", "serve", *arguments],
