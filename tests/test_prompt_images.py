@@ -12,7 +12,7 @@ import pytest
 from herder.chat.format import Control, Prompt
 from herder.chat.llama3 import Llama3Format
 from herder.chat.llama4 import Llama4Format
-from herder.chat.message import Message, read_messages
+from herder.chat.message import ImageLink, Message, read_messages
 from herder.core.batch import Limits
 from herder.core.config import ModelConfig
 from herder.core.errors import ContextOverflow, HerderError, UnsupportedModel, UsageError
@@ -85,6 +85,12 @@ def test_who_cannot_see_says_so(shape: ModelConfig, runs: bool, error: type[Herd
     with pytest.raises(error, match=said) as caught:
         PromptImages(asked("Look", SQUARE), shape, runs)
     assert "\n" not in str(caught.value)
+
+
+def test_an_image_that_nobody_has_fetched_is_not_seen() -> None:
+    link = ImageLink(url="https://example.org/a.png", where="messages[0].content")
+    with pytest.raises(UsageError, match=r"^messages\[0\].content is a URL that nobody has fetched"):
+        PromptImages([Message("user", parts=(link,))], SEES4, True)
 
 
 def test_a_damaged_image_is_named() -> None:

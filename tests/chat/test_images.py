@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from herder.chat import images
 from herder.chat.chatml import ChatMLFormat
 from herder.chat.llama3 import IMAGE_ROW, Llama3Format
-from herder.chat.message import ImagePart, Message, read_message, read_messages, read_tools
+from herder.chat.message import ImageLink, ImagePart, Message, read_message, read_messages, read_tools
 from herder.chat.template import JinjaFormat
 from herder.core.errors import UsageError
 from herder.text.tokenizer import Tokenizer
@@ -52,6 +52,17 @@ def test_pillows_images_lose_nothing() -> None:
     data = shown({"type": "image", "image": picture}).data
     with Image.open(io.BytesIO(data)) as read:
         assert (read.format, read.mode, read.tobytes()) == ("PNG", "RGBA", picture.tobytes())
+
+
+def test_links_are_for_whoever_fetches_them() -> None:
+    url = "HTTPS://example.org/a.png"
+    [link] = read_message(user({"type": "image_url", "image_url": {"url": url}}), "m", links=True).images
+    assert isinstance(link, ImageLink) and (link.url, link.where, link.data) == (url, "m.content[0].image_url", b"")
+    [image] = read_message(user({"type": "image_url", "image_url": URL}), links=True).images
+    assert image.data == PNG and not isinstance(image, ImageLink)
+    for other in ("ftp://example.org/a.png", "file:///etc/passwd"):
+        with pytest.raises(UsageError, match="URL to fetch"):
+            read_message(user({"type": "image_url", "image_url": other}), links=True)
 
 
 def test_as_templates_expect_them() -> None:
