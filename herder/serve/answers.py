@@ -312,6 +312,7 @@ class Run:
             sum(len(prepared.request.prompt) for prepared in prompts),
             sum(choice.stream.cached_tokens for choice in firsts if choice.stream is not None),
             sum(prepared.truncated for prepared in prompts),
+            tuple(name for prepared in prompts for name in prepared.unenforced),
         )
 
     def _done(self, prompts: Collection[Prepared], firsts: list[_Choice]) -> Done:

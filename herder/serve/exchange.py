@@ -40,6 +40,7 @@ class Exchange:
     cached_tokens: int = 0
     completion_tokens: int = 0
     truncated: int = 0
+    unenforced: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     queue: float = 0.0
     prefill: float = 0.0
@@ -77,6 +78,8 @@ class Exchange:
             headers["x-herder-ignored-fields"] = ", ".join(_shown(name) for name in self.dropped[:64])
         if self.truncated:
             headers["x-herder-truncated-tokens"] = str(self.truncated)
+        if self.unenforced:
+            headers["x-herder-unenforced"] = ", ".join(_shown(name) for name in self.unenforced[:64])
         return headers
 
 

@@ -16,6 +16,10 @@ from typing import Any
 
 from herder.core.errors import UsageError
 
+# Notes on tools that the vendors' tables share.
+LOOSE = "calls follow it; keywords that cannot be enforced are left out, and the header x-herder-unenforced names them"
+STRICT = "true: a schema that cannot be enforced whole is an error; false: any object may come"
+
 
 class Status(enum.StrEnum):
     SUPPORTED = "supported"

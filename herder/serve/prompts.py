@@ -14,7 +14,7 @@ from herder.serve.fields import FieldError
 from herder.serve.wire import ChatRequest, EmbedRequest, Named, TextRequest
 
 if TYPE_CHECKING:
-    from herder.chat.message import Message
+    from herder.chat.message import Message, Tool
     from herder.llm import LLM, Options
     from herder.text.grammar import Composite
 
@@ -27,7 +27,7 @@ class Prepared:
     """One prompt, ready to run. request: of its first choice. stops: strings that end an answer. echo: the prompt's
     text, when it is to come back. score: the prompt's log-probabilities too, and of so many alternatives; generate:
     False where max_tokens is 0 and only the prompt is asked for. truncated: tokens that were left out. enforced: a
-    grammar holds the answer to tool calls."""
+    grammar holds the answer to tool calls. unenforced: what of the tools' schemas it leaves out."""
 
     request: Request
     stops: tuple[str, ...]
@@ -36,6 +36,7 @@ class Prepared:
     generate: bool = True
     truncated: int = 0
     enforced: bool = False
+    unenforced: tuple[str, ...] = ()
 
 
 async def prepare(llm: LLM, request: ChatRequest | TextRequest) -> list[Prepared]:
@@ -65,17 +66,18 @@ async def count_tokens(llm: LLM, request: ChatRequest | TextRequest | EmbedReque
 
 # Chat ----------------------------------------------------------------------------------------------------------------
 def _chat(llm: LLM, request: ChatRequest) -> Prepared:
-    form, enforced = _form(llm, request)
+    form, enforced, unenforced = _form(llm, request)
     tokens, images = _rendered(llm, request, request.messages, fitting=not request.truncate)
     truncated = 0
     if request.truncate and len(tokens) > _window(llm, request):
         tokens, images, truncated = _shortened(llm, request, len(tokens))
     built, stops = _request(llm, request, tokens, llm.chat_sampling, images)
-    return Prepared(llm.constrained(built, form), stops, truncated=truncated, enforced=enforced)
+    return Prepared(llm.constrained(built, form), stops, truncated=truncated, enforced=enforced, unenforced=unenforced)
 
 
-def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None, bool]:
-    """What the answer must be by its constraint and its tools, and whether that holds calls to their form."""
+def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None, bool, tuple[str, ...]]:
+    """What the answer must be by its constraint and its tools, whether that holds calls to their form, and what of the
+    tools' schemas it leaves out."""
     tools, choice = request.tools, request.tool_choice
     if isinstance(choice, Named):
         tools = tuple(tool for tool in tools if tool.name == choice.function)
@@ -85,21 +87,39 @@ def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None
         choice = "required"
     free = not tools and choice != "required"
     if free and request.constraint is None:
-        return None, False
+        return None, False, ()
     from herder.chat.tool_grammar import answer_form
 
     chat_format = llm.chat_format
+    calling: object = chat_format
+    style = calling.call_style(**request.format_options) if isinstance(calling, Calling) else None
+    enforced = not free and choice != "none" and style is not None
+    held, unenforced = _held(tools) if enforced else (tools, ())
     form = answer_form(
         chat_format,
-        tools,
+        held,
         choice=None if free else choice,
         parallel=request.parallel_tool_calls,
         content=request.constraint,
         options=request.format_options,
     )
-    calling: object = chat_format
-    style = calling.call_style(**request.format_options) if isinstance(calling, Calling) else None
-    return form, not free and choice != "none" and style is not None
+    return form, enforced, unenforced
+
+
+def _held(tools: Sequence[Tool]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+    """The tools with as much of their schemas as calls can be held to, and what that leaves out. The vendors promise
+    nothing of a tool that is not strict, and take any schema of it; one that is strict is held to the whole or refused.
+    """
+    from herder.text.relaxed import relaxed
+
+    held, left = [], []
+    for tool in tools:
+        if tool.parameters is not None and tool.extra.get("strict") is None:
+            parameters, names = relaxed(tool.parameters)
+            left += [f"{tool.name}.{name}" for name in names]
+            tool = replace(tool, parameters=parameters)
+        held.append(tool)
+    return tuple(held), tuple(left)
 
 
 def _rendered(

@@ -86,7 +86,7 @@ class Reply:
                 first, last = batch[0], batch[-1]
                 if isinstance(first, Started):
                     exchange.prompt_tokens, exchange.cached_tokens = first.prompt_tokens, first.cached_tokens
-                    exchange.truncated = first.truncated
+                    exchange.truncated, exchange.unenforced = first.truncated, first.unenforced
                     metrics.first_token(exchange, now - exchange.started)
                 elif previous:
                     metrics.between_tokens(exchange, now - previous)

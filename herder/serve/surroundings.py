@@ -24,6 +24,9 @@ SAFE = (
     (b"x-frame-options", b"DENY"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
+EXPOSED = (
+    b"x-request-id, x-herder-ignored-fields, x-herder-truncated-tokens, x-herder-unenforced, retry-after"  # to pages
+)
 ANY_METHOD = b"GET, POST, DELETE, OPTIONS"
 
 
@@ -53,7 +56,7 @@ class Surroundings:
         extra = list(SAFE)
         if origin is not None and allowed and self._origins:
             extra += [(b"access-control-allow-origin", origin), (b"vary", b"origin")]
-            extra.append((b"access-control-expose-headers", b"x-request-id, x-herder-ignored-fields, retry-after"))
+            extra.append((b"access-control-expose-headers", EXPOSED))
         exchange: Exchange | None = None
 
         async def surrounded(message: Any) -> None:

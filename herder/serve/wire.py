@@ -78,11 +78,13 @@ class EmbedRequest:
 # The answer, as it comes ---------------------------------------------------------------------------------------------
 @dataclass(frozen=True, slots=True)
 class Started:
-    """First event. truncated: prompt tokens that were left out (Common.truncate)."""
+    """First event. truncated: prompt tokens that were left out (Common.truncate). unenforced: what the tools' schemas
+    say and their calls are not held to, as TOOL.PATH.KEYWORD."""
 
     prompt_tokens: int
     cached_tokens: int = 0
     truncated: int = 0
+    unenforced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

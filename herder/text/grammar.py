@@ -89,7 +89,7 @@ class Grammars:
         with self._lock:
             if self._bridge is None:
                 self._bridge = bridge(self._tokenizer, self._vocab, self._ends)
-        matcher = LLMatcher(self._bridge, source, log_level=0, limits=_limits())
+        matcher = LLMatcher(self._bridge, source, log_level=0, limits=limits())
         _check(matcher)
         matcher.compute_bitmask()  # the first one, on which all copies build: what fails at once, fails here
         _check(matcher, f"no answer can match it: {_WHY}")
@@ -169,7 +169,7 @@ def bridge(tokenizer: Tokenizer, vocab: int, ends: frozenset[int]) -> LLTokenize
     return LLTokenizer(described, eos_token=sorted(ends) if ends else None)
 
 
-def _limits() -> LLParserLimits:
+def limits() -> LLParserLimits:
     """llguidance's own, which keep a step below 20 ms; its grammars' states are left out of messages."""
     from llguidance import LLParserLimits
 
@@ -197,9 +197,12 @@ def _source(constraint: Constraint | Composite, spaced: bool) -> str:
     begin = '" "' if spaced else '""'
     if isinstance(constraint, Composite):
         grammars: list[dict[str, Any]] = [{"lark_grammar": f"{_OPTIONS}{constraint.lark}\nbegin: {begin}\n"}]
-        grammars += [_grammar(part) | {"name": name} for name, part in constraint.parts.items()]
+        grammars += [grammar_of(part) | {"name": name} for name, part in constraint.parts.items()]
     else:
-        grammars = [{"lark_grammar": f"{_OPTIONS}start: {begin} @answer\n"}, _grammar(constraint) | {"name": "answer"}]
+        grammars = [
+            {"lark_grammar": f"{_OPTIONS}start: {begin} @answer\n"},
+            grammar_of(constraint) | {"name": "answer"},
+        ]
     source = json.dumps({"grammars": grammars})
     if len(source) > MAX_SOURCE:
         raise UsageError(f"the constraint has {len(source)} characters: at most {MAX_SOURCE} are compiled")
@@ -222,14 +225,14 @@ def _check_depth(schema: Mapping[str, Any]) -> None:
         level = [value for values in inner for value in values if isinstance(value, Mapping | list | tuple)]
 
 
-def _grammar(constraint: Constraint) -> dict[str, Any]:
+def grammar_of(constraint: Constraint) -> dict[str, Any]:
     """One entry of llguidance's list. Raises UsageError for a value that its kind cannot have."""
     from llguidance import LLMatcher
 
     kind, value = constraint.kind, constraint.value
     match kind:
         case "json":
-            return _grammar(Constraint("schema", {"type": "object"}))
+            return grammar_of(Constraint("schema", {"type": "object"}))
         case "schema":
             if not isinstance(value, Mapping):
                 raise UsageError(f"the schema is {value!r:.80}: expected a JSON Schema, an object")
@@ -259,10 +262,10 @@ def _grammar(constraint: Constraint) -> dict[str, Any]:
 
 
 # Where the values of a keyword are schemas themselves: one, a list of them, or one for each name.
-_ONE = ("items", "additionalProperties", "unevaluatedProperties", "unevaluatedItems", "contains", "propertyNames")
-_LISTS = ("prefixItems", "allOf", "anyOf", "oneOf")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_OLD = {"additionalItems": "items", "divisibleBy": "multipleOf", "disallow": "not", "extends": "allOf"}
+ONE = ("items", "additionalProperties", "unevaluatedProperties", "unevaluatedItems", "contains", "propertyNames")
+LISTS = ("prefixItems", "allOf", "anyOf", "oneOf")
+NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+OLD = {"additionalItems": "items", "divisibleBy": "multipleOf", "disallow": "not", "extends": "allOf"}
 
 
 def _check_draft(schema: Mapping[str, Any]) -> None:
@@ -273,7 +276,7 @@ def _check_draft(schema: Mapping[str, Any]) -> None:
         where, one = waiting.pop()
         if not isinstance(one, Mapping):
             continue
-        for old, new in _OLD.items():
+        for old, new in OLD.items():
             if old in one:
                 raise UsageError(f"the schema has {where}{old}, of an older draft: write it with {new}")
         if isinstance(one.get("items"), list | tuple):
@@ -281,9 +284,9 @@ def _check_draft(schema: Mapping[str, Any]) -> None:
         for bound in ("exclusiveMinimum", "exclusiveMaximum"):
             if isinstance(one.get(bound), bool):
                 raise UsageError(f"the schema's {where}{bound} is true or false, of an older draft: give the number")
-        waiting += [(f"{where}{key}.", one[key]) for key in _ONE if key in one]
-        waiting += [(f"{where}{key}.", part) for key in _LISTS if isinstance(one.get(key), list) for part in one[key]]
-        for key in _NAMED:
+        waiting += [(f"{where}{key}.", one[key]) for key in ONE if key in one]
+        waiting += [(f"{where}{key}.", part) for key in LISTS if isinstance(one.get(key), list) for part in one[key]]
+        for key in NAMED:
             if isinstance(one.get(key), Mapping):
                 waiting += [(f"{where}{key}.{name}.", part) for name, part in one[key].items()]
 

@@ -158,7 +158,7 @@ def test_failing_later_is_an_error_and_not_an_end(
     from llguidance import LLParserLimits
 
     tokenizer, _ = vocabularies["smollm"]
-    monkeypatch.setattr(module, "_limits", lambda: LLParserLimits(verbose_errors=False, max_lexer_states=60))
+    monkeypatch.setattr(module, "limits", lambda: LLParserLimits(verbose_errors=False, max_lexer_states=60))
     grammar = Grammars(tokenizer, tokenizer.vocab_size, tokenizer.stop_ids).compile(Constraint("regex", "(a|b){1,200}"))
     with pytest.raises(UsageError, match="cannot be enforced"):
         for _ in range(200):

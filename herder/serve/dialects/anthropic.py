@@ -135,12 +135,13 @@ def _tools(value: Any, reader: Reader) -> tuple[Tool, ...]:
         if name in tools:
             raise FieldError(f"{where} has the name of another tool, {values.kind(name)}", f"{where}.name")
         description = given.get("description")
-        for flag in ("strict", "eager_input_streaming"):
-            values.boolean(given.get(flag, False), f"{where}.{flag}")
+        strict = values.boolean(given.get("strict", False), f"{where}.strict")
+        values.boolean(given.get("eager_input_streaming", False), f"{where}.eager_input_streaming")
         tools[name] = Tool(
             name,
             None if description is None else values.text(description, f"{where}.description"),
             values.schema(given.get("input_schema"), f"{where}.input_schema"),
+            {"strict": True} if strict else {},
         )
     return tuple(tools.values())
 

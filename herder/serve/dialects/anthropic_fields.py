@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from herder.serve.fields import Field, Table, refused, supported, translated
+from herder.serve.fields import LOOSE, Field, Table, refused, supported, translated
 
 MAX_MESSAGES = 4096
 MAX_BLOCKS = 4096
@@ -106,8 +106,8 @@ _TOOLS: tuple[Field, ...] = (
     supported("tools[].type", "custom, which is also meant where it is missing; the vendor's own tools are refused"),
     supported("tools[].name"),
     supported("tools[].description"),
-    supported("tools[].input_schema", "a JSON Schema"),
-    translated("tools[].strict", "input always follows its schema, whether asked for or not"),
+    supported("tools[].input_schema", f"a JSON Schema; {LOOSE}"),
+    supported("tools[].strict", "true: a schema that cannot be enforced whole is an error"),
     *_cache("tools[].cache_control"),
     translated("tools[].eager_input_streaming", "input is always streamed as soon as it is certain"),
     refused("tools[].input_examples", "write them into the description", []),

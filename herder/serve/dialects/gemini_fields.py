@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 
-from herder.serve.fields import Field, Table, refused, supported, translated
+from herder.serve.fields import LOOSE, Field, Table, refused, supported, translated
 
 MAX_CONTENTS = 4096
 MAX_PARTS = 4096
@@ -94,7 +94,7 @@ _TOOLS: tuple[Field, ...] = (
     supported("tools[].functionDeclarations[].name"),
     supported("tools[].functionDeclarations[].description"),
     translated("tools[].functionDeclarations[].parameters", "as JSON Schema"),
-    supported("tools[].functionDeclarations[].parametersJsonSchema"),
+    supported("tools[].functionDeclarations[].parametersJsonSchema", LOOSE),
     translated("tools[].functionDeclarations[].response", "as JSON Schema, the function's `return`"),
     translated("tools[].functionDeclarations[].responseJsonSchema", "the function's `return`"),
     refused("tools[].functionDeclarations[].behavior", "calls wait for their responses", "BLOCKING", "UNSPECIFIED"),

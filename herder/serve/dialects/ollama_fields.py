@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from herder.serve.fields import Field, Table, refused, supported, translated
+from herder.serve.fields import LOOSE, Field, Table, refused, supported, translated
 
 MAX_MESSAGES = 4096
 MAX_TOOLS = 512
@@ -91,7 +91,7 @@ CHAT = Table(
         supported("tools[].function"),
         supported("tools[].function.name"),
         supported("tools[].function.description"),
-        supported("tools[].function.parameters", "a JSON Schema"),
+        supported("tools[].function.parameters", f"a JSON Schema; {LOOSE}"),
         _STREAM,
         _FORMAT,
         *_OPTIONS,

@@ -12,7 +12,7 @@ from herder.serve import values
 from herder.serve.dialect import Call
 from herder.serve.dialects import openai_constraints as constraints
 from herder.serve.dialects import openai_options as options
-from herder.serve.fields import Field, FieldError, Table, checked, refused, supported, translated
+from herder.serve.fields import LOOSE, STRICT, Field, FieldError, Table, checked, refused, supported, translated
 from herder.serve.wire import ChatRequest, Named
 
 MAX_MESSAGES = 4096
@@ -69,8 +69,8 @@ _FIELDS: tuple[Field, ...] = (
     supported("tools[].function"),
     supported("tools[].function.name"),
     supported("tools[].function.description"),
-    supported("tools[].function.parameters", "a JSON Schema"),
-    supported("tools[].function.strict", "false: any object may come; otherwise the arguments follow the parameters"),
+    supported("tools[].function.parameters", f"a JSON Schema; {LOOSE}"),
+    supported("tools[].function.strict", STRICT),
     refused("tools[].custom", "only functions are called"),
     supported("tool_choice", "none, auto, required, a function or allowed_tools"),
     supported("tool_choice.type"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from herder.serve.dialects import openai_constraints, openai_options
 from herder.serve.dialects.openai_chat_request import URLS
-from herder.serve.fields import Field, Table, refused, supported, translated
+from herder.serve.fields import LOOSE, STRICT, Field, Table, refused, supported, translated
 
 MAX_ITEMS = 4096
 MAX_PARTS = 1024
@@ -92,8 +92,8 @@ _TOOLS: tuple[Field, ...] = (
     ),
     supported("tools[].name"),
     supported("tools[].description"),
-    supported("tools[].parameters", "a JSON Schema"),
-    supported("tools[].strict"),
+    supported("tools[].parameters", f"a JSON Schema; {LOOSE}"),
+    supported("tools[].strict", STRICT),
     refused("tools[].allowed_callers", "functions are called by the model only", ["direct"]),
     refused("tools[].async", "calls are answered in turn", False),
     refused("tools[].defer_loading", "the model sees all tools", False),

@@ -197,7 +197,7 @@ def test_turns_of_one_role_are_one() -> None:
 def test_tools() -> None:
     tools = [WEATHER | {"type": "custom", "strict": True, "cache_control": CACHE}, {"name": "f", "input_schema": {}}]
     request = parsed(tools=tools, tool_choice={"type": "auto", "disable_parallel_tool_use": True})
-    assert request.tools == (Tool("weather", "of a city", SCHEMA), Tool("f", None, {}))
+    assert request.tools == (Tool("weather", "of a city", SCHEMA, {"strict": True}), Tool("f", None, {}))
     assert request.tool_choice == "auto" and not request.parallel_tool_calls
     assert parsed(tools=tools, tool_choice={"type": "any"}).tool_choice == "required"
     assert parsed(tools=tools, tool_choice={"type": "none"}).tool_choice == "none"
