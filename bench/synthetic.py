@@ -2,9 +2,9 @@
 
     python -m bench.synthetic llama-3.2-1b OUT.gguf [--layers N]
 
-Matrices are Q4_0 and the tied embedding Q6_K, as llama.cpp's own Q4_0 files of this model have them. Blocks are random
-bytes under scales that give the weights a standard deviation of 0.02, so activations stay finite. There is no
-tokenizer in the file. Needs the packages `gguf` and `numpy`.
+Matrices are Q4_0 and the embedding (and head) Q6_K, as llama.cpp's own Q4_0 files of these models have them. Blocks are
+random bytes under scales that give the weights a standard deviation of 0.02, so activations stay finite. The tokenizer
+is a byte-level one without merges: some programs load no file that has none. Needs the packages `gguf` and `numpy`.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class Shape:
     vocab: int
     context: int
     theta: float
+    tied: bool = True  # the embedding is the head, too
 
 
 SHAPES = {
+    "llama-3.1-8b": Shape(32, 4096, 32, 8, 128, 14336, 128256, 131072, 5e5, tied=False),
     "llama-3.2-1b": Shape(16, 2048, 32, 8, 64, 8192, 128256, 131072, 5e5),
     "smollm2-135m": Shape(30, 576, 9, 3, 64, 1536, 49152, 8192, 1e5),
 }
@@ -57,6 +59,24 @@ def q6_k(rng: np.random.Generator, rows: int, cols: int) -> np.ndarray[Any, np.d
     return blocks.reshape(rows, -1)
 
 
+def byte_characters() -> list[str]:
+    """The 256 characters that byte-level BPE writes bytes as: printable ones as they are, the others from 256 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, vocab: int) -> None:
+    names = [f"<|{i}|>" for i in range(vocab - 256)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(byte_characters() + names)
+    writer.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.CONTROL] * len(names))
+    writer.add_token_merges(["a b"])  # readers refuse an empty list
+    writer.add_bos_token_id(256)
+    writer.add_eos_token_id(257)
+
+
 def write(path: Path, name: str, shape: Shape) -> None:
     rng = np.random.default_rng(1)
     writer = gguf.GGUFWriter(path, "llama")
@@ -74,7 +94,7 @@ def write(path: Path, name: str, shape: Shape) -> None:
     writer.add_rope_freq_base(shape.theta)
     writer.add_vocab_size(shape.vocab)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
-    writer.add_tokenizer_model("none")
+    add_tokenizer(writer, shape.vocab)
 
     def matrix(name: str, rows: int, cols: int) -> None:
         writer.add_tensor(name, q4_0(rng, rows, cols), raw_dtype=gguf.GGMLQuantizationType.Q4_0)
@@ -84,7 +104,8 @@ def write(path: Path, name: str, shape: Shape) -> None:
 
     embedding = gguf.GGMLQuantizationType.Q6_K if shape.dim % 256 == 0 else gguf.GGMLQuantizationType.Q4_0
     make = q6_k if embedding == gguf.GGMLQuantizationType.Q6_K else q4_0
-    writer.add_tensor("token_embd.weight", make(rng, shape.vocab, shape.dim), raw_dtype=embedding)
+    for tensor in ["token_embd.weight"] if shape.tied else ["token_embd.weight", "output.weight"]:
+        writer.add_tensor(tensor, make(rng, shape.vocab, shape.dim), raw_dtype=embedding)
     ones("output_norm.weight")
     for i in range(shape.layers):
         ones(f"blk.{i}.attn_norm.weight")
