@@ -116,10 +116,10 @@ HD_INLINE void tile_store(int32_t (&part)[kPart]) {
 
 // The products of one panel with 16 tokens.
 //
-// Tiles come back through memory, and the TMUL shares an issue port with the vector units, so the order of instructions
-// is the speed: while one group's tile is multiplied, the vector units scale and add what a group two units earlier
-// gave, and half way the tile before it is stored. (Granite Rapids: 41 cycles a group of 32; 60 with each kind of work
-// in a run of its own.)
+// Tiles come back through memory, and multiplying and storing them takes the issue port of half the vector arithmetic:
+// on Granite Rapids 28 cycles a group of 32 for the tile and 27 for scaling and adding, one after the other whatever
+// the order. So nothing else may stand in the way: the sums stay in registers, and while one group's tile is
+// multiplied, the vector units take the results of a group two units earlier, which need no waiting for.
 template <int G, bool Min>
 struct TileBlock {
   static constexpr int kGroups = kUnit / G, kPerScale = kActivationGroup / G;
