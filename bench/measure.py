@@ -84,7 +84,7 @@ def candidates(row: Row, models: Models) -> list[Entry]:
     for kind in row.formats:
         path = models.file(row.shape, kind)
         entries.append(Entry(HERDER, kind, path))
-        for repack in (True, False) if row.what != "start" else (True,):
+        for repack in row.repacks:
             for flash in (True, False):
                 entries.append(Entry(LLAMA, kind, path, {"repack": repack}, {"flash": flash}))
         if kind in OPENVINO and not row.isa:
@@ -95,8 +95,9 @@ def candidates(row: Row, models: Models) -> list[Entry]:
 
 
 def first_try(row: Row, entries: list[Entry], pythons: Pythons, threads: int) -> list[Entry]:
-    """Herder on every format and the fastest entry of each peer, by one measurement each after one to warm up; entries
-    that differ in what a call is given share a process. Each entry's time is its first of `seconds`."""
+    """Herder on every format and the fastest entry of each peer, by one measurement each, after one to warm up where
+    the measured part is the first that runs; entries that differ in what a call is given share a process."""
+    row = row.trial()
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in entries:
         groups.setdefault((entry.engine, entry.kind, str(entry.load)), []).append(entry)
@@ -104,7 +105,8 @@ def first_try(row: Row, entries: list[Entry], pythons: Pythons, threads: int) ->
         group[0].open(row, pythons, threads)
         for entry in group:
             entry.about, entry.worker = group[0].about, group[0].worker
-            entry.time(row)
+            if row.what == "prefill":
+                entry.time(row)
             entry.seconds = [entry.time(row)]
             print(f"  {entry.engine} {entry.kind} {entry.load | entry.call}: {entry.seconds[0]:.3f} s", file=sys.stderr)
         group[0].close()

@@ -35,17 +35,18 @@ class Models:
         folder.mkdir(parents=True, exist_ok=True)
 
     def file(self, shape: str, kind: str) -> Path:
-        """Made if it is not there: synthetic in Q4_0, everything else from that (or from the default model's own file)
-        by llama.cpp's quantizer, so that all engines run the same weights."""
-        if shape == "smollm2" and kind == OWN_FORMAT:
-            return default_model()
+        """Made if it is not there: synthetic in Q4_0, everything else from that (or from the default model's own file,
+        to which there is a link) by llama.cpp's quantizer, so that all engines run the same weights."""
         suffix = f"-{self.layers}-layers" if self.layers and shape != "smollm2" else ""
         path = self.folder / f"{shape}{suffix}-{kind}.gguf"
         if path.exists():
             return path
         print(f"making {path}", file=sys.stderr)
         part = path.with_suffix(".part")
-        if shape != "smollm2" and kind == "Q4_0":
+        part.unlink(missing_ok=True)
+        if shape == "smollm2" and kind == OWN_FORMAT:
+            part.symlink_to(default_model())
+        elif shape != "smollm2" and kind == "Q4_0":
             command = [sys.executable, "-m", "bench.synthetic", shape, str(part)]
             subprocess.run([*command, "--layers", str(self.layers)] if self.layers else command, check=True, cwd=ROOT)
         else:

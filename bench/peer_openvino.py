@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -29,16 +30,18 @@ PROPERTIES = ("INFERENCE_PRECISION_HINT", "DYNAMIC_QUANTIZATION_GROUP_SIZE", "KV
 
 def saved(path: str) -> Path:
     """The folder of a GGUF file's model as OpenVINO's own files, made when it is not there."""
-    source = Path(path).resolve()
-    folder = Path(path).parent / f"{source.stem}-openvino"
-    if not (folder / "openvino_model.bin").exists():
-        folder.mkdir(exist_ok=True)
-        link = folder / "model.gguf"
-        link.unlink(missing_ok=True)
-        link.symlink_to(source)
+    source = Path(path)
+    folder = source.with_name(f"{source.stem}-openvino")
+    if not folder.exists():
+        part = folder.with_suffix(".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        link = part / "model.gguf"
+        link.symlink_to(source.resolve())
         genai.LLMPipeline(str(link), "CPU", enable_save_ov_model=True)
-        if not (folder / "openvino_model.bin").exists():
-            raise SystemExit(f"OpenVINO has not saved {path} in {folder}")
+        if not (part / "openvino_model.bin").exists():
+            raise SystemExit(f"OpenVINO has not saved {path} in {part}")
+        part.rename(folder)
     return folder
 
 

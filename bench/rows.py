@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 What = Literal["prefill", "decode", "start", "speculate"]
@@ -14,6 +14,8 @@ OPENVINO = {"Q4_0": "Q4_0", "Q4_1": "Q4_1", "Q8_0": "Q8_0", "BF16": "F16"}
 """Formats that OpenVINO is measured in, and what it gets for them: its reader of GGUF files refuses bfloat16."""
 
 SMALL = ("Q4_1", "Q4_0", "IQ4_NL")  # of the 135M model, whose rows no K-quant's block divides
+
+ONE, EIGHT = "llama-3.2-1b", "llama-3.1-8b"
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,17 @@ class Row:
         """Herder alone: its peer is its own plain decoding."""
         return self.what == "speculate"
 
+    def trial(self) -> Row:
+        """A shorter one, to find which setting is fastest."""
+        prompt = min(self.prompt, 128) if self.what == "prefill" and self.shape == EIGHT else self.prompt
+        return replace(self, gen=min(self.gen, 8), prompt=prompt)
+
+    @property
+    def repacks(self) -> tuple[bool, ...]:
+        """The settings of llama.cpp's repacking to try. At 8k only its default: attention is what counts there, and a
+        try takes a minute."""
+        return (True, False) if self.prompt <= 1024 else (True,)
+
     @property
     def tokens(self) -> int:
         """How many one measurement counts."""
@@ -53,7 +66,6 @@ class Row:
         return 2 * self.streams * (-(-(self.prompt + self.gen) // 32) * 32 + 32)
 
 
-ONE, EIGHT = "llama-3.2-1b", "llama-3.1-8b"
 PAGE = 33  # a full page of Herder's KV cache, and the token that the first step computes
 
 ROWS = (
