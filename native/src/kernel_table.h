@@ -5,10 +5,12 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "matmul_bf16.h"
 #include "matmul_float.h"
 #include "matmul_integer.h"
 #include "routing.h"
 #if defined(HD_AMX)
+#include "matmul_bf16_tiles.h"
 #include "matmul_tiles.h"
 #endif
 
@@ -18,11 +20,15 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
                    float* out, int64_t stride, uint8_t* scratch) {
   switch (w.layout) {
     case Layout::kF32:
-      return FloatPanelKernel<Layout::kF32>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+      return FloatProduct<FloatKernel<Layout::kF32>>::matmul(w, a, tokens, begin, end, store, out, stride);
     case Layout::kF16:
-      return FloatPanelKernel<Layout::kF16>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+      return FloatProduct<FloatKernel<Layout::kF16>>::matmul(w, a, tokens, begin, end, store, out, stride);
     case Layout::kBF16:
-      return FloatPanelKernel<Layout::kBF16>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+#if defined(HD_AMX)
+      return Bf16Tiles{w, a, store, out, stride}.all(tokens, begin, end, scratch);
+#else
+      return FloatProduct<Bf16Kernel>::matmul(w, a, tokens, begin, end, store, out, stride);
+#endif
     default:
       break;
   }
@@ -38,6 +44,7 @@ static size_t matmul_scratch([[maybe_unused]] const Matrix& w) {
 #if defined(HD_AMX)
   if (w.integer())
     return static_cast<size_t>(w.padded_cols) * kLanes + static_cast<size_t>(w.padded_cols / w.group) * kLanes * 8;
+  if (w.layout == Layout::kBF16) return kBf16Scratch;
 #endif
   return 64;
 }
@@ -161,6 +168,8 @@ static const Kernels* table(const char* isa) {
       .matmul = matmul,
       .matmul_scratch = matmul_scratch,
       .quantize = quantize,
+      .round_bf16 = round_bf16,
+      .rounded_bytes = sizeof(Rounded),
       .rms_norm = rms_norm,
       .silu_mul = silu_mul,
       .add = add,
