@@ -91,13 +91,15 @@ def q8_0(rng: np.random.Generator, rows: int, cols: int) -> Bytes:
 def f16(rng: np.random.Generator, rows: int, cols: int) -> Bytes:
     """(rows, bytes of a row) of float16."""
     pool = rng.normal(0, STD, 1 << 16).astype(np.float16)
-    return pool[rng.integers(0, 1 << 16, rows * cols, np.uint16)].view(np.uint8).reshape(rows, -1)
+    words: Bytes = pool[rng.integers(0, 1 << 16, rows * cols, np.uint16)].view(np.uint8).reshape(rows, -1)
+    return words
 
 
 def bf16(rng: np.random.Generator, rows: int, cols: int) -> Bytes:
     """(rows, bytes of a row) of bfloat16, the upper half of a float32."""
     pool = (rng.normal(0, STD, 1 << 16).astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return pool[rng.integers(0, 1 << 16, rows * cols, np.uint16)].view(np.uint8).reshape(rows, -1)
+    words: Bytes = pool[rng.integers(0, 1 << 16, rows * cols, np.uint16)].view(np.uint8).reshape(rows, -1)
+    return words
 
 
 FORMATS: dict[str, tuple[Callable[[np.random.Generator, int, int], Bytes], gguf.LlamaFileType]] = {
