@@ -1,12 +1,14 @@
 """Herder beside the fastest peers on this CPU, row by row; writes docs/benchmarks.{json,md,svg}.
 
     python -m bench.cpu --llama-python FILE --llama-avx2-python FILE --openvino-python FILE --models FOLDER
-                        [--rows prefill-135m,decode-1b] [--rounds 5] [--prepare] [--quality-tokens 50000] [--quick]
+                        [--rows prefill-135m,decode-1b] [--rounds 5] [--retry] [--prepare] [--quality-tokens 50000]
+                        [--quick]
 
 The interpreters are those of bench/README.md. Every run merges its rows into docs/benchmarks.json, so the table can be
-made in slices; without --rows it is all of them. A row first tries every engine in every format and setting, then
-interleaves the best ones, in an order that turns from round to round; the figures are medians. --prepare only makes
-the model files. --quality-tokens measures divergences (bench/quality.py) after the rows, or alone with --rows none.
+made in slices; without --rows it is all of them. A row first tries every peer in every format and setting (kept for
+later runs of the row, unless --retry), then interleaves the best ones with Herder, in an order that turns from round to
+round; the figures are medians. --prepare only makes the model files. --quality-tokens measures divergences
+(bench/quality.py) after the rows, or alone with --rows none.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 
 from bench import quality
 from bench.chart import Bar, svg
-from bench.measure import SCRIPTS, VINO, Pythons, run
+from bench.measure import SCRIPTS, VINO, Pythons, Tries, run
 from bench.models import ROOT, Models, cpu_name
 from bench.peers import Worker
 from bench.report import markdown, measured
@@ -55,7 +57,7 @@ def small(row: Row) -> Row:
 
 
 def empty() -> dict[str, Any]:
-    return {"cpu": cpu_name(), "threads": 2, "rows": {}, "quality": {}}
+    return {"cpu": cpu_name(), "threads": 2, "rows": {}, "tries": {}, "quality": {}}
 
 
 def load(path: Path, threads: int) -> dict[str, Any]:
@@ -63,6 +65,7 @@ def load(path: Path, threads: int) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if "rows" not in document:  # none yet, or of an older form
         return empty() | {"threads": threads}
+    document = empty() | document
     if (document["cpu"], document["threads"]) != (cpu_name(), threads):
         was = f"{document['cpu']}, {document['threads']} threads"
         raise SystemExit(f"{path} is of {was}; this is {cpu_name()}, {threads}: move it away to begin a new table")
@@ -107,6 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quality-tokens", type=int, default=0, metavar="N")
+    parser.add_argument("--retry", action="store_true", help="find the peers' best settings anew")
     parser.add_argument("--prepare", action="store_true", help="make the model files of these rows, and end")
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it runs; writes nothing")
     parser.add_argument("--out", type=Path, default=ROOT / "docs", help="folder of the results")
@@ -125,9 +129,13 @@ def main(arguments: list[str] | None = None) -> None:
                     worker.close()
         return
     document = empty() if args.quick else load(args.out / "benchmarks.json", args.threads)
+    if args.retry:
+        document["tries"] = {name: known for name, known in document["tries"].items() if BY_NAME.get(name) not in rows}
+    tries = Tries(document["tries"], lambda: None if args.quick else save(document, args.out))
     for row in rows:
         print(row.name, file=sys.stderr)
-        result = run(small(row) if args.quick else row, models, pythons, args.threads, 1 if args.quick else args.rounds)
+        plan = (small(row), 1) if args.quick else (row, args.rounds)
+        result = run(plan[0], models, pythons, args.threads, plan[1], tries)
         merge(document, row.name, result, datetime.date.today().isoformat())
         if not args.quick:
             save(document, args.out)

@@ -6,6 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,14 @@ class Entry:
         }
 
 
+@dataclass(frozen=True)
+class Tries:
+    """What first tries of the peers' settings gave, by row, and how to keep it."""
+
+    known: dict[str, list[dict[str, Any]]]
+    save: Callable[[], None]
+
+
 def candidates(row: Row, models: Models) -> list[Entry]:
     """Every engine, format and setting that a row tries."""
     entries = []
@@ -94,13 +103,14 @@ def candidates(row: Row, models: Models) -> list[Entry]:
     return entries
 
 
-def first_try(row: Row, entries: list[Entry], pythons: Pythons, threads: int) -> list[Entry]:
-    """Herder on every format and the fastest entry of each peer, by one measurement each, after one to warm up where
-    the measured part is the first that runs; entries that differ in what a call is given share a process."""
+def first_try(row: Row, entries: list[Entry], pythons: Pythons, threads: int) -> None:
+    """One measurement of each peer's entries, after one to warm up where the measured part is the first that runs, as
+    the only value of its `seconds`. Entries that differ in what a call is given share a process."""
     row = row.trial()
     groups: dict[tuple[str, str, str], list[Entry]] = {}
     for entry in entries:
-        groups.setdefault((entry.engine, entry.kind, str(entry.load)), []).append(entry)
+        if entry.engine != HERDER:
+            groups.setdefault((entry.engine, entry.kind, str(entry.load)), []).append(entry)
     for group in groups.values():
         group[0].open(row, pythons, threads)
         for entry in group:
@@ -110,18 +120,34 @@ def first_try(row: Row, entries: list[Entry], pythons: Pythons, threads: int) ->
             entry.seconds = [entry.time(row)]
             print(f"  {entry.engine} {entry.kind} {entry.load | entry.call}: {entry.seconds[0]:.3f} s", file=sys.stderr)
         group[0].close()
-    best = [entry for entry in entries if entry.engine == HERDER]
+
+
+def recall(entries: list[Entry], tries: list[dict[str, Any]]) -> bool:
+    """Gives the peers' entries what an earlier first try found; False if it did not try them all."""
+    known = {(t["engine"], t["format"], str(t["settings"])): t["seconds"] for t in tries}
+    for entry in entries:
+        if entry.engine != HERDER:
+            entry.seconds = known.get((entry.engine, entry.kind, str(entry.load | entry.call)), [])
+    return all(entry.seconds for entry in entries if entry.engine != HERDER)
+
+
+def best(entries: list[Entry]) -> list[Entry]:
+    """Herder on every format, and the fastest entry of each peer."""
+    chosen = [entry for entry in entries if entry.engine == HERDER]
     for engine in (LLAMA, VINO):
         if theirs := [entry for entry in entries if entry.engine == engine]:
-            best.append(min(theirs, key=lambda entry: entry.seconds[0]))
-    return best
+            chosen.append(min(theirs, key=lambda entry: entry.seconds[0]))
+    return chosen
 
 
-def compare(row: Row, models: Models, pythons: Pythons, threads: int, rounds: int) -> dict[str, Any]:
-    """A row of prefill or decode, as the JSON has it."""
+def compare(row: Row, models: Models, pythons: Pythons, threads: int, rounds: int, tries: Tries) -> dict[str, Any]:
+    """A row of prefill or decode, as the JSON has it. tries: of earlier runs, by row; a new one is added and saved."""
     entries = candidates(row, models)
-    chosen = first_try(row, entries, pythons, threads)
-    tries = [entry.record() for entry in entries]
+    if not recall(entries, tries.known.get(row.name, [])):
+        first_try(row, entries, pythons, threads)
+        tries.known[row.name] = [entry.record() for entry in entries if entry.engine != HERDER]
+        tries.save()
+    chosen = best(entries)
     for entry in chosen:
         entry.seconds = []
         entry.open(row, pythons, threads)
@@ -140,7 +166,6 @@ def compare(row: Row, models: Models, pythons: Pythons, threads: int, rounds: in
         "limits": {name: statistics.median(one[name] for one in limits) for name in limits[0]},
         "model": chosen[0].about["model"],
         "entries": [entry.record() for entry in chosen],
-        "tries": tries,
     }
 
 
@@ -165,7 +190,6 @@ def start(row: Row, models: Models, pythons: Pythons, threads: int, rounds: int)
         "limits": limits,
         "model": entries[0].about["model"],
         "entries": [entry.record() for entry in entries],
-        "tries": [],
     }
 
 
@@ -207,13 +231,15 @@ def speculation(row: Row, models: Models, pythons: Pythons, threads: int, rounds
         "limits": limits,
         "model": about["model"],
         "entries": [entry.record() for entry in entries],
-        "tries": [],
         "plan": {"gen": len(tokens)},  # an answer may end before it is as long as it might be
     }
 
 
-def run(row: Row, models: Models, pythons: Pythons, threads: int, rounds: int) -> dict[str, Any]:
-    kinds = {"prefill": compare, "decode": compare, "start": start, "speculate": speculation}
-    plan = {"prompt": row.prompt, "gen": row.gen}
-    result = kinds[row.what](row, models, pythons, threads, rounds)
-    return result | {"plan": plan | result.get("plan", {})}
+def run(row: Row, models: Models, pythons: Pythons, threads: int, rounds: int, tries: Tries) -> dict[str, Any]:
+    if row.what == "start":
+        result = start(row, models, pythons, threads, rounds)
+    elif row.what == "speculate":
+        result = speculation(row, models, pythons, threads, rounds)
+    else:
+        result = compare(row, models, pythons, threads, rounds, tries)
+    return result | {"plan": {"prompt": row.prompt, "gen": row.gen} | result.get("plan", {})}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from bench import cpu
 from bench.chart import Bar, svg
 from bench.divergence import divergence
+from bench.measure import Entry, best, recall
 from bench.quality import WINDOW, windows
 from bench.report import markdown
 from bench.rows import BITS, BY_NAME, OPENVINO, ROWS
@@ -37,7 +39,7 @@ def entry(engine: str, kind: str, *seconds: float) -> dict[str, Any]:
 
 def result(*entries: dict[str, Any], prompt: int = 512, gen: int = 64) -> dict[str, Any]:
     plan = {"prompt": prompt, "gen": gen}
-    return {"limits": LIMITS, "model": MODEL, "entries": list(entries), "tries": [], "plan": plan}
+    return {"limits": LIMITS, "model": MODEL, "entries": list(entries), "plan": plan}
 
 
 def test_every_row_is_there_once_and_has_a_goal() -> None:
@@ -93,6 +95,22 @@ def test_a_row_replaces_its_old_figures_and_no_other(tmp_path: Path) -> None:
     assert "llama.cpp, Q4_0, no flash" in page
     tree = ElementTree.parse(tmp_path / cpu.CHART)
     assert "1.70" in [text.text for text in tree.iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_settings_found_once_are_recalled(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.touch()
+    entries = [
+        Entry("Herder", "Q4_0", path),
+        Entry("llama.cpp", "Q4_0", path, {"repack": True}, {"flash": True}, [2.0]),
+        Entry("llama.cpp", "Q4_0", path, {"repack": True}, {"flash": False}, [1.0]),
+        Entry("OpenVINO", "Q4_0", path, {"backend": "PA"}, {}, [3.0]),
+    ]
+    tries = json.loads(json.dumps([entry.record() for entry in entries[1:]]))
+    fresh = [replace(entry, seconds=[]) for entry in entries]
+    assert not recall(fresh, tries[1:])
+    assert recall(fresh, tries)
+    assert best(fresh) == [fresh[0], fresh[2], fresh[3]]
 
 
 def test_figures_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
