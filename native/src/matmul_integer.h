@@ -8,6 +8,8 @@
 // The order depends on the layout alone: one token or 512, one thread or many, VNNI or tiles give the same bits.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels.h"
 #include "vec.h"
 
@@ -32,69 +34,8 @@ struct PanelKernel {
   static constexpr size_t kCodeOffset = kScaleBytes * (Min ? 2 : 1);
   static constexpr size_t kUnitBytes = kCodeOffset + (kNibbles ? 512 : 1024);
   static constexpr size_t kGroupCodeBytes = kNibbles ? G * 8 : G * 16;
-
-  static HD_INLINE I dot(I acc, B w, const int8_t* a) {
-    if constexpr (L == Layout::kNibble) return dot4_nibble(acc, w, a);
-    return dot4_byte(acc, w, a);
-  }
-
-  // T tokens x P panels, `step` panels apart. Stream: the weights come from memory, ask for them ahead of time.
-  template <int T, int P, bool Stream>
-  static HD_INLINE void run(const Matrix& w, const Activations& a, int64_t token, int64_t panel, int64_t step,
-                            F (&total)[P][T]) {
-    const uint8_t* stream[P];
-    for (int p = 0; p < P; ++p) stream[p] = w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes;
-    const int32_t offset = kByteBiasOf() - w.zero;
-    const int8_t* q = a.q + token * kUnit;
-    const float* fields = a.fields + token;
-    B table;
-    if constexpr (L == Layout::kNibbleTable) table = load_table(w);
-    for (int64_t unit = w.padded_cols / kUnit; unit > 0; --unit) {
-      for (int g = 0; g < kGroups; ++g) {
-        const float* as = fields + (kScale + g / kPerScale) * a.tokens;
-        const float* sums = fields + ((G == 16 ? kSum16 : kSum32) + g) * a.tokens;
-        const float* masses = fields + ((G == 16 ? kMass16 : kMass32) + g) * a.tokens;
-        for (int p = 0; p < P; ++p) {
-          const uint8_t* s = stream[p];
-          const F scale = f_load_f16(reinterpret_cast<const uint16_t*>(s) + g * kLanes);
-          const uint8_t* codes = s + kCodeOffset + static_cast<size_t>(g) * kGroupCodeBytes;
-          I acc[T];
-          for (int t = 0; t < T; ++t) acc[t] = offset == 0 ? i_set1(0) : i_scaled(sums + t, offset);
-          if constexpr (kNibbles) {
-            for (int i = 0; i < kQuads / 2; ++i) {
-              const B raw = b_load(codes + 64 * i);
-              B low = b_low4(raw), high = b_high4(raw);
-              if constexpr (L == Layout::kNibbleTable) {
-                low = b_lookup(table, low);
-                high = b_lookup(table, high);
-              }
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], low, q + t * kUnit + g * G + 4 * i);
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], high, q + t * kUnit + g * G + 4 * (i + kQuads / 2));
-            }
-          } else {
-            for (int i = 0; i < kQuads; ++i) {
-              const B raw = b_code8(b_load(codes + 64 * i));
-              for (int t = 0; t < T; ++t) acc[t] = dot(acc[t], raw, q + t * kUnit + g * G + 4 * i);
-            }
-          }
-          for (int t = 0; t < T; ++t) total[p][t] = f_fma(f_mul(f_from_i(acc[t]), f_set1(as[t])), scale, total[p][t]);
-          if constexpr (Min) {
-            const F minimum = f_load_f16(reinterpret_cast<const uint16_t*>(s + kScaleBytes) + g * kLanes);
-            for (int t = 0; t < T; ++t) total[p][t] = f_fma(f_set1(masses[t]), minimum, total[p][t]);
-          }
-        }
-      }
-      q += a.tokens * kUnit;
-      fields += a.tokens * kActivationFields;
-      for (int p = 0; p < P; ++p) {
-        if constexpr (Stream)
-          for (size_t line = 0; line < kUnitBytes; line += 64) prefetch(stream[p] + kPrefetchAhead + line);
-        stream[p] += kUnitBytes;
-      }
-    }
-  }
-
-  static constexpr int kByteBiasOf() { return L == Layout::kNibble ? 0 : kByteBias; }
+  static constexpr int kCodeBias = L == Layout::kNibble ? 0 : kByteBias;
+  using Sum = std::conditional_t<L == Layout::kNibble, NibbleSum, ByteSum>;
 
   static HD_INLINE B load_table(const Matrix& w) {
     int8_t biased[16];
@@ -102,62 +43,232 @@ struct PanelKernel {
     return b_table(biased);
   }
 
-  template <int T, int P, bool Stream>
-  static __attribute__((noinline)) void tile(const Matrix& w, const Activations& a, int64_t token, int64_t panel,
-                                             int64_t step, Store store, float* out, int64_t out_stride) {
-    F total[P][T];
-    for (int p = 0; p < P; ++p)
-      for (int t = 0; t < T; ++t) total[p][t] = f_zero();
-    run<T, P, Stream>(w, a, token, panel, step, total);
-    for (int p = 0; p < P; ++p) {
-      const int64_t at = panel + p * step;
-      for (int t = 0; t < T; ++t) store_lanes(w, at, total[p][t], store, out + (token + t) * out_stride + at * kLanes);
+  static HD_INLINE void unpack_pair(B raw, B table, B& low, B& high) {
+    low = b_low4(raw);
+    high = b_high4(raw);
+    if constexpr (L == Layout::kNibbleTable) {
+      low = b_lookup(table, low);
+      high = b_lookup(table, high);
     }
   }
 
-  // T tokens against all panels: side by side as many panels as registers allow, each a long stream of its own, because
-  // one stream alone does not keep enough cache lines in flight.
-  template <int T>
-  static void few(const Matrix& w, const Activations& a, int64_t token, int64_t begin, int64_t end, Store store,
-                  float* out, int64_t stride) {
-    constexpr int P = kTileRegisters / T < 1 ? 1 : kTileRegisters / T > 4 ? 4 : kTileRegisters / T;
-    const int64_t step = (end - begin) / P;
-    for (int64_t p = begin; p < begin + step; ++p) tile<T, P, true>(w, a, token, p, step, store, out, stride);
-    if constexpr (P > 1)
-      for (int64_t p = begin + P * step; p < end; ++p) tile<T, 1, true>(w, a, token, p, 1, store, out, stride);
+  // A panel as it lies in memory. Its weights are taken apart in registers, for one tile of tokens; those ahead are
+  // asked for.
+  struct Packed {
+    const uint8_t* at;
+
+    HD_INLINE F scale(int g) const { return f_load_f16(reinterpret_cast<const uint16_t*>(at) + g * kLanes); }
+    HD_INLINE F minimum(int g) const {
+      return f_load_f16(reinterpret_cast<const uint16_t*>(at + kScaleBytes) + g * kLanes);
+    }
+    HD_INLINE B codes(int g, int i) const {
+      return b_load(at + kCodeOffset + static_cast<size_t>(g) * kGroupCodeBytes + 64 * i);
+    }
+    HD_INLINE void next() {
+      for (size_t line = 0; line < kUnitBytes; line += 64) prefetch(at + kPrefetchAhead + line);
+      at += kUnitBytes;
+    }
+  };
+
+  // Some units of a panel taken apart, for many tiles of tokens.
+  struct Unpacked {
+    const uint8_t* code;  // [unit][kUnit / 4][64]
+    const float* factor;  // [unit][scales, minima][kGroups][16]
+
+    HD_INLINE F scale(int g) const { return f_load(factor + g * kLanes); }
+    HD_INLINE F minimum(int g) const { return f_load(factor + (kGroups + g) * kLanes); }
+    HD_INLINE B codes(int g, int i) const { return b_load(code + g * G * kLanes + 64 * i); }
+    HD_INLINE void next() {
+      code += kUnit * kLanes;
+      factor += kUnitFactors;
+    }
+  };
+  static constexpr int kUnitFactors = kGroups * kLanes * (Min ? 2 : 1);
+
+  // Takes `units` of a panel apart and leaves it behind them.
+  static HD_INLINE void unpack(const Matrix& w, Packed& from, int64_t units, uint8_t* code, float* factor) {
+    B table;
+    if constexpr (L == Layout::kNibbleTable) table = load_table(w);
+    for (; units > 0; --units, from.next()) {
+      for (int g = 0; g < kGroups; ++g, code += G * kLanes) {
+        f_store(factor + g * kLanes, from.scale(g));
+        if constexpr (Min) f_store(factor + (kGroups + g) * kLanes, from.minimum(g));
+        for (int i = 0; i < (kNibbles ? kQuads / 2 : kQuads); ++i) {
+          B low = from.codes(g, i), high;
+          if constexpr (kNibbles) {
+            unpack_pair(low, table, low, high);
+            b_store(code + 64 * (i + kQuads / 2), high);
+          } else {
+            low = b_code8(low);
+          }
+          b_store(code + 64 * i, low);
+        }
+      }
+      factor += kUnitFactors;
+    }
   }
 
-  // The largest tile that fits what is left, then the next: `tokens` tokens from `token` on. The first tile brings the
-  // panel into the cache.
+  // Adds units begin..end of T tokens x P panels.
+  template <int T, int P, class Panel>
+  static HD_INLINE void run(const Matrix& w, const Activations& a, int64_t token, int64_t begin, int64_t end,
+                            Panel (&panel)[P], F (&total)[P][T]) {
+    const int32_t offset = kCodeBias - w.zero;
+    const int8_t* q = a.q + (begin * a.tokens + token) * kUnit;
+    const float* fields = a.fields + begin * a.tokens * kActivationFields + token;
+    B table;
+    if constexpr (L == Layout::kNibbleTable) table = load_table(w);
+    for (int64_t unit = begin; unit < end; ++unit) {
+      for (int g = 0; g < kGroups; ++g) {
+        const float* as = fields + (kScale + g / kPerScale) * a.tokens;
+        const float* sums = fields + ((G == 16 ? kSum16 : kSum32) + g) * a.tokens;
+        const float* masses = fields + ((G == 16 ? kMass16 : kMass32) + g) * a.tokens;
+        const auto start = [&](int t) __attribute__((always_inline)) {
+          return offset == 0 ? i_set1(0) : i_scaled(sums + t, offset);
+        };
+        Sum sum[P][T];
+        for (int t = 0; t < T; ++t)
+          for (int p = 0; p < P; ++p) sum[p][t].begin(start(t));
+        const auto add = [&](const B (&codes)[P], int quad) __attribute__((always_inline)) {
+          for (int t = 0; t < T; ++t)
+            for (int p = 0; p < P; ++p) sum[p][t].add(codes[p], q + t * kUnit + g * G + 4 * quad);
+        };
+        if constexpr (kNibbles && std::is_same_v<Panel, Packed>) {
+          unrolled<kQuads / 2>([&](auto i) __attribute__((always_inline)) {
+            B low[P], high[P];
+            for (int p = 0; p < P; ++p) unpack_pair(panel[p].codes(g, i), table, low[p], high[p]);
+            add(low, i);
+            add(high, i + kQuads / 2);
+          });
+        } else {
+          unrolled<kQuads>([&](auto i) __attribute__((always_inline)) {
+            B codes[P];
+            for (int p = 0; p < P; ++p) {
+              codes[p] = panel[p].codes(g, i);
+              if constexpr (std::is_same_v<Panel, Packed>) codes[p] = b_code8(codes[p]);
+            }
+            add(codes, i);
+          });
+        }
+        for (int p = 0; p < P; ++p) {
+          const F scale = panel[p].scale(g);
+          for (int t = 0; t < T; ++t)
+            total[p][t] = f_fma(f_mul(f_from_i(sum[p][t].value(start(t))), f_set1(as[t])), scale, total[p][t]);
+          if constexpr (Min) {
+            const F minimum = panel[p].minimum(g);
+            for (int t = 0; t < T; ++t) total[p][t] = f_fma(f_set1(masses[t]), minimum, total[p][t]);
+          }
+        }
+      }
+      q += a.tokens * kUnit;
+      fields += a.tokens * kActivationFields;
+      for (int p = 0; p < P; ++p) panel[p].next();
+    }
+  }
+
+  // T tokens x P panels, `step` panels apart.
+  template <int T, int P>
+  static __attribute__((noinline)) void stream(const Matrix& w, const Activations& a, int64_t panel, int64_t step,
+                                               Store store, float* out, int64_t stride) {
+    Packed from[P];
+    F total[P][T];
+    for (int p = 0; p < P; ++p) {
+      from[p].at = w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes;
+      for (int t = 0; t < T; ++t) total[p][t] = f_zero();
+    }
+    run(w, a, 0, 0, w.padded_cols / kUnit, from, total);
+    for (int p = 0; p < P; ++p) {
+      const int64_t at = panel + p * step;
+      for (int t = 0; t < T; ++t) store_lanes(w, at, total[p][t], store, out + t * stride + at * kLanes);
+    }
+  }
+
+  // Few tokens, T at the most: the weights' way from memory is what takes time. Side by side as many panels as registers
+  // allow, each a long stream of its own, because one stream alone does not keep enough cache lines in flight.
   template <int T>
-  static HD_INLINE void tiles(const Matrix& w, const Activations& a, int64_t token, int64_t tokens, int64_t panel,
-                              Store store, float* out, int64_t stride) {
-    for (; tokens >= T; token += T, tokens -= T)
-      token == 0 ? tile<T, 1, true>(w, a, token, panel, 1, store, out, stride)
-                 : tile<T, 1, false>(w, a, token, panel, 1, store, out, stride);
+  static void few(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
+                  float* out, int64_t stride) {
     if constexpr (T > 1)
-      tiles<(T > 8 ? 8 : T > 6 ? 6 : T > 4 ? 4 : T - 1)>(w, a, token, tokens, panel, store, out, stride);
+      if (tokens < T) return few<T - 1>(w, a, tokens, begin, end, store, out, stride);
+    constexpr int kMost = kBlockTokens * kBlockPanels / T, P = kMost < 1 ? 1 : kMost > 4 ? 4 : kMost;
+    const int64_t step = (end - begin) / P;
+    for (int64_t p = begin; p < begin + step; ++p) stream<T, P>(w, a, p, step, store, out, stride);
+    if constexpr (P > 1)
+      for (int64_t p = begin + P * step; p < end; ++p) stream<T, 1>(w, a, p, 1, store, out, stride);
+  }
+
+  // Units of P panels that many tiles of tokens multiply with while they are in the first-level cache, and the tokens'
+  // results on their way from unit to unit.
+  template <int P>
+  struct Block {
+    static constexpr int64_t kUnits = 4, kTokens = 64;
+    alignas(64) uint8_t code[P][kUnits * kUnit * kLanes];
+    alignas(64) float factor[P][kUnits * kUnitFactors];
+    alignas(64) float total[kTokens][P][kLanes];
+
+    template <int T>
+    __attribute__((noinline)) void tile(const Matrix& w, const Activations& a, int64_t token, int64_t begin,
+                                        int64_t end, float (*at)[P][kLanes]) const {
+      Unpacked from[P];
+      F sum[P][T];
+      for (int p = 0; p < P; ++p) {
+        from[p] = {code[p], factor[p]};
+        for (int t = 0; t < T; ++t) sum[p][t] = f_load(at[t][p]);
+      }
+      run(w, a, token, begin, end, from, sum);
+      for (int p = 0; p < P; ++p)
+        for (int t = 0; t < T; ++t) f_store(at[t][p], sum[p][t]);
+    }
+
+    // A tile of T or fewer tokens.
+    template <int T>
+    HD_INLINE void tiles(const Matrix& w, const Activations& a, int64_t token, int64_t tokens, int64_t begin,
+                         int64_t end, float (*at)[P][kLanes]) const {
+      if constexpr (T > (kBlockTokens + 1) / 2)
+        if (tokens < T) return tiles<T - 1>(w, a, token, tokens, begin, end, at);
+      tile<T>(w, a, token, begin, end, at);
+    }
+
+    // Tokens [first, last) in tiles of as equal a size as can be.
+    void run_tokens(const Matrix& w, const Activations& a, int64_t first, int64_t last, int64_t panel, Store store,
+                    float* out, int64_t stride) {
+      const int64_t tokens = last - first, count = (tokens + kBlockTokens - 1) / kBlockTokens;
+      const int64_t units = w.padded_cols / kUnit;
+      Packed from[P];
+      for (int p = 0; p < P; ++p) from[p].at = w.data + static_cast<size_t>(panel + p) * w.panel_bytes;
+      std::memset(total, 0, sizeof total);
+      for (int64_t begin = 0; begin < units; begin += kUnits) {
+        const int64_t end = begin + kUnits < units ? begin + kUnits : units;
+        for (int p = 0; p < P; ++p) unpack(w, from[p], end - begin, code[p], factor[p]);
+        for (int64_t i = 0; i < count; ++i) {
+          const int64_t t = tokens * i / count;
+          tiles<kBlockTokens>(w, a, first + t, tokens * (i + 1) / count - t, begin, end, total + t);
+        }
+      }
+      for (int64_t t = 0; t < tokens; ++t)
+        for (int p = 0; p < P; ++p)
+          store_lanes(w, panel + p, f_load(total[t][p]), store,
+                      out + (first + t) * stride + (panel + p) * kLanes);
+    }
+  };
+
+  // Many tokens, P panels from `panel` on.
+  template <int P>
+  static void many(const Matrix& w, const Activations& a, int64_t tokens, int64_t panel, Store store, float* out,
+                   int64_t stride) {
+    Block<P> block;
+    const int64_t count = (tokens + block.kTokens - 1) / block.kTokens;
+    for (int64_t i = 0; i < count; ++i)
+      block.run_tokens(w, a, tokens * i / count, tokens * (i + 1) / count, panel, store, out, stride);
   }
 
   static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
                      float* out, int64_t stride, uint8_t*) {
-    switch (tokens) {
-      case 1:
-        return few<1>(w, a, 0, begin, end, store, out, stride);
-      case 2:
-        return few<2>(w, a, 0, begin, end, store, out, stride);
-      case 3:
-        return few<3>(w, a, 0, begin, end, store, out, stride);
-      case 4:
-        return few<4>(w, a, 0, begin, end, store, out, stride);
-      case 5:
-        return few<5>(w, a, 0, begin, end, store, out, stride);
-      case 6:
-        return few<6>(w, a, 0, begin, end, store, out, stride);
-      default:
-        break;
-    }
-    for (int64_t p = begin; p < end; ++p) tiles<kTileRegisters>(w, a, 0, tokens, p, store, out, stride);
+    if (tokens <= kBlockTokens) return few<kBlockTokens>(w, a, tokens, begin, end, store, out, stride);
+    int64_t panel = begin;
+    for (; panel + kBlockPanels <= end; panel += kBlockPanels)
+      many<kBlockPanels>(w, a, tokens, panel, store, out, stride);
+    if constexpr (kBlockPanels > 1)
+      for (; panel < end; ++panel) many<1>(w, a, tokens, panel, store, out, stride);
   }
 };
 

@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #define HD_INLINE inline __attribute__((always_inline))
 
@@ -24,6 +25,27 @@
 #endif
 
 namespace herder::HD_ISA_NAMESPACE {
+
+// f(0), f(1), ... f(N - 1) with the index as a constant: what keeps an array of vectors in registers (GCC 12 leaves it in
+// memory when the loop over it has more than a few turns).
+template <int N, class Body>
+HD_INLINE void unrolled(Body body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
+// A dot product in the making: begin, add for each four bytes of a lane, then its value. start: what it starts from, the
+// same both times.
+struct ByteSum {
+  I sum;
+  HD_INLINE void begin(I start) { sum = start; }
+  HD_INLINE void add(B w, const int8_t* a) { sum = dot4_byte(sum, w, a); }
+  HD_INLINE I value(I) const { return sum; }
+};
+#if !defined(HD_NIBBLE_SUM)
+using NibbleSum = ByteSum;
+#endif
 
 // exp(x), x clamped to [-87.3, 88]: Cody-Waite reduction by ln 2 and a degree-6 polynomial (coefficients after Cephes
 // expf, S. Moshier); relative error below 2e-7. The same sequence of FMAs on every instruction set.

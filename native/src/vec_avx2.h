@@ -6,6 +6,7 @@
 namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileRegisters = 4;  // tokens x panels of a micro-kernel: a vector is two of the 16 registers
+constexpr int kBlockTokens = 4, kBlockPanels = 1;  // of an integer micro-kernel
 
 struct F {
   __m256 v[2];
@@ -148,7 +149,6 @@ HD_INLINE I dot4_byte(I acc, B w, const int8_t* a) {
   const __m256i x = broadcast4(a);
   HD_BOTH(I, _mm256_dpbusd_avx_epi32(acc.v[0], w.v[0], x), _mm256_dpbusd_avx_epi32(acc.v[1], w.v[1], x));
 }
-HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) { return dot4_byte(acc, w, a); }
 #else
 constexpr int kByteBias = 128;  // 8-bit codes are used as code - 128
 HD_INLINE B b_code8(B raw) {
@@ -158,11 +158,18 @@ HD_INLINE B b_code8(B raw) {
 HD_INLINE __m256i widen_add(__m256i acc, __m256i pairs) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) {
-  const __m256i x = broadcast4(a);
-  HD_BOTH(I, widen_add(acc.v[0], _mm256_maddubs_epi16(w.v[0], x)),
-          widen_add(acc.v[1], _mm256_maddubs_epi16(w.v[1], x)));
-}
+// A pair of 4-bit codes times int8 is at most 2 * 15 * 127: 8 of them, a group of 32, add up in 16 bits.
+#define HD_NIBBLE_SUM 1
+struct NibbleSum {
+  __m256i pairs[2];
+  HD_INLINE void begin(I) { pairs[0] = pairs[1] = _mm256_setzero_si256(); }
+  HD_INLINE void add(B w, const int8_t* a) {
+    const __m256i x = broadcast4(a);
+    pairs[0] = _mm256_add_epi16(pairs[0], _mm256_maddubs_epi16(w.v[0], x));
+    pairs[1] = _mm256_add_epi16(pairs[1], _mm256_maddubs_epi16(w.v[1], x));
+  }
+  HD_INLINE I value(I start) const { HD_BOTH(I, widen_add(start.v[0], pairs[0]), widen_add(start.v[1], pairs[1])); }
+};
 // |w| * (a with the sign of w): |w| <= 128 and |a| <= 127, so a 16-bit pair cannot saturate.
 HD_INLINE __m256i byte_pairs(__m256i w, __m256i x) {
   return _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));

@@ -16,6 +16,7 @@ namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileRegisters =
     12;  // tokens x panels of a micro-kernel: 12 int32 and 12 float32 accumulators of the 32 registers
+constexpr int kBlockTokens = 8, kBlockPanels = 2;  // of an integer micro-kernel
 
 struct F {
   __m512 v;
@@ -67,10 +68,10 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
 }
 
 HD_INLINE I i_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
-// factor times the int32 whose bits lie at p, in every lane.
+// factor times the int32 whose bits lie at p, in every lane. Both fit 16 bits.
 HD_INLINE I i_scaled(const float* p, int32_t factor) {
   const __m512i x = _mm512_castps_si512(_mm512_set1_ps(*p));
-  return {_mm512_mullo_epi32(x, _mm512_set1_epi32(factor))};
+  return {_mm512_madd_epi16(x, _mm512_set1_epi32(factor & 0xffff))};
 }
 HD_INLINE I i_load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
 HD_INLINE void i_store_s8(int8_t* p, I a) {
@@ -106,15 +107,22 @@ HD_INLINE __m512i broadcast4(const int8_t* a) {
 // dot4 adds the 4 products of each lane's unsigned bytes with the 4 signed bytes at a. 8-bit codes stay unsigned.
 constexpr int kByteBias = 0;
 HD_INLINE B b_code8(B raw) { return raw; }
-HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) { return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))}; }
 HD_INLINE I dot4_byte(I acc, B w, const int8_t* a) { return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))}; }
 #else
 constexpr int kByteBias = 128;  // 8-bit codes are used as code - 128
 HD_INLINE B b_code8(B raw) { return {_mm512_xor_si512(raw.v, _mm512_set1_epi8(static_cast<char>(0x80)))}; }
-HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) {
-  const __m512i pairs = _mm512_maddubs_epi16(w.v, broadcast4(a));
-  return {_mm512_add_epi32(acc.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
-}
+// A pair of 4-bit codes times int8 is at most 2 * 15 * 127: 8 of them, a group of 32, add up in 16 bits.
+#define HD_NIBBLE_SUM 1
+struct NibbleSum {
+  __m512i pairs;
+  HD_INLINE void begin(I) { pairs = _mm512_setzero_si512(); }
+  HD_INLINE void add(B w, const int8_t* a) {
+    pairs = _mm512_add_epi16(pairs, _mm512_maddubs_epi16(w.v, broadcast4(a)));
+  }
+  HD_INLINE I value(I start) const {
+    return {_mm512_add_epi32(start.v, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)))};
+  }
+};
 HD_INLINE I dot4_byte(I acc, B w, const int8_t* a) {
   // |w| * (a with the sign of w): |w| <= 128 and |a| <= 127, so a pair stays below 2^15.
   const __m512i x = broadcast4(a);

@@ -9,6 +9,7 @@ namespace herder::HD_ISA_NAMESPACE {
 // Tokens x panels of a micro-kernel: a vector is four of the 32 registers. The int32 accumulators of four tokens take
 // 16 and the weights 8; the float32 totals, touched once a group, may wait on the stack.
 constexpr int kTileRegisters = 4;
+constexpr int kBlockTokens = 4, kBlockPanels = 1;  // of an integer micro-kernel
 
 struct F {
   float32x4_t v[4];
@@ -173,7 +174,6 @@ HD_INLINE I dot4_byte(I acc, B w, const int8_t* a) {
   const int8x8_t x = four_bytes(a);
   HD_QUARTERS(I, dot_quarter(acc.v[i], w.v[i], x));
 }
-HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) { return dot4_byte(acc, w, a); }
 
 HD_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
 

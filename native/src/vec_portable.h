@@ -7,6 +7,7 @@
 namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileRegisters = 2;  // tokens x panels of a micro-kernel: lanes live in memory anyway
+constexpr int kBlockTokens = 2, kBlockPanels = 1;  // of an integer micro-kernel
 
 struct F {
   float v[16];
@@ -121,7 +122,6 @@ HD_INLINE I dot4_byte(I acc, B w, const int8_t* a) {
   }
   return acc;
 }
-HD_INLINE I dot4_nibble(I acc, B w, const int8_t* a) { return dot4_byte(acc, w, a); }
 HD_INLINE void prefetch(const void*) {}
 
 #undef HD_LANES
