@@ -128,7 +128,7 @@ struct PanelKernel {
         Sum sum[P][T];
         for (int t = 0; t < T; ++t)
           for (int p = 0; p < P; ++p) sum[p][t].begin(start(t));
-        const auto add = [&](const B (&codes)[P], int quad) __attribute__((always_inline)) {
+        const auto add = [&](const B(&codes)[P], int quad) __attribute__((always_inline)) {
           for (int t = 0; t < T; ++t)
             for (int p = 0; p < P; ++p) sum[p][t].add(codes[p], q + t * kUnit + g * G + 4 * quad);
         };
@@ -182,8 +182,9 @@ struct PanelKernel {
     }
   }
 
-  // Few tokens, T at the most: the weights' way from memory is what takes time. Side by side as many panels as registers
-  // allow, each a long stream of its own, because one stream alone does not keep enough cache lines in flight.
+  // Few tokens, T at the most: the weights' way from memory is what takes time. Side by side as many panels as
+  // registers allow, each a long stream of its own, because one stream alone does not keep enough cache lines in
+  // flight.
   template <int T>
   static void few(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
                   float* out, int64_t stride) {
@@ -246,8 +247,7 @@ struct PanelKernel {
       }
       for (int64_t t = 0; t < tokens; ++t)
         for (int p = 0; p < P; ++p)
-          store_lanes(w, panel + p, f_load(total[t][p]), store,
-                      out + (first + t) * stride + (panel + p) * kLanes);
+          store_lanes(w, panel + p, f_load(total[t][p]), store, out + (first + t) * stride + (panel + p) * kLanes);
     }
   };
 

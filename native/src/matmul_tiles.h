@@ -5,8 +5,6 @@
 // then scaled and added in the order of matmul_integer.h, with the 16 accumulators of the tokens in registers.
 #pragma once
 
-#include <utility>
-
 #include "matmul_integer.h"
 
 namespace herder::HD_ISA_NAMESPACE {
@@ -82,16 +80,6 @@ HD_INLINE void unpack_panel(const Matrix& w, int64_t panel, const PanelBuffer& o
       code += static_cast<size_t>(G) * 16;
     }
   }
-}
-
-// f(0), f(1), ... f(N - 1) with the index as a constant: what keeps an array of vectors in registers (GCC 12 leaves it
-// in memory when the loop over it has more than a few turns).
-template <int N, class Body>
-HD_INLINE void unrolled(Body body) {
-  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    (body(std::integral_constant<int, i>{}), ...);
-  }
-  (std::make_integer_sequence<int, N>{});
 }
 
 // The tile instructions by number, a constant of the template; the intrinsics of GCC 12 want a literal, and do not say

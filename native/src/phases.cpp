@@ -41,7 +41,8 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, const Matrix& like,
   }
   const int64_t block = std::min(token_block(like), tokens);
   const int64_t blocks = (tokens + block - 1) / block;
-  const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, panel_step(like));
+  // even: kernels take panels in pairs
+  const int64_t step = std::clamp<int64_t>(total / (n * 8) / 2 * 2, 2, panel_step(like));
   const int64_t steps = (total + step - 1) / step;
   for (int64_t item; (item = next.take(1)) < blocks * steps;) {
     const int64_t token = item / steps * block, panel = item % steps * step;

@@ -26,17 +26,18 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
-// f(0), f(1), ... f(N - 1) with the index as a constant: what keeps an array of vectors in registers (GCC 12 leaves it in
-// memory when the loop over it has more than a few turns).
+// f(0), f(1), ... f(N - 1) with the index as a constant: what keeps an array of vectors in registers (GCC 12 leaves it
+// in memory when the loop over it has more than a few turns).
 template <int N, class Body>
 HD_INLINE void unrolled(Body body) {
   [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
     (body(std::integral_constant<int, i>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
+  }
+  (std::make_integer_sequence<int, N>{});
 }
 
-// A dot product in the making: begin, add for each four bytes of a lane, then its value. start: what it starts from, the
-// same both times.
+// A dot product in the making: begin, add for each four bytes of a lane, then its value. start: what it starts from,
+// the same both times.
 struct ByteSum {
   I sum;
   HD_INLINE void begin(I start) { sum = start; }

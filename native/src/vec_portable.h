@@ -6,7 +6,7 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
-constexpr int kTileRegisters = 2;  // tokens x panels of a micro-kernel: lanes live in memory anyway
+constexpr int kTileRegisters = 2;                  // tokens x panels of a micro-kernel: lanes live in memory anyway
 constexpr int kBlockTokens = 2, kBlockPanels = 1;  // of an integer micro-kernel
 
 struct F {

@@ -13,7 +13,7 @@ using namespace herder::test;
 
 namespace {
 
-constexpr int64_t kMostTokens = 33;
+constexpr int64_t kMostTokens = 67;
 
 struct Kind {
   const char* name;
@@ -231,7 +231,7 @@ TEST(products) {
       if (kind.group != 0 ? cols % kind.group != 0 : cols == 576 && kind.layout != Layout::kBF16) continue;
       const Product product(kind, cols, ++seed, cols != 64);
       for (const Kernels* kernels : usable_kernels()) {
-        for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 32, 33}) {
+        for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 32, 33, 67}) {
           product.check(*kernels, kind.name, tokens, 0, Product::kPanels, Store::kSet);
           product.check(*kernels, kind.name, tokens, 1, 6, Store::kAdd);
         }
