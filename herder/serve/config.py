@@ -45,9 +45,9 @@ class Limits:
     """`[limits]`. body: bytes of a request. depth: of nested JSON. queue: requests that may wait, per model, beyond
     those that run. choices: answers to one request (n times its prompts). body_seconds: to receive a body. deadline:
     seconds after which any answer ends, 0 for none. drain: seconds that streams may go on after SIGTERM. keep_alive:
-    seconds of silence in a stream before a comment is sent. image_pixels is the decoder's own bound. image_urls: of a
-    conversation; image_seconds: to fetch an image. responses, responses_bytes: the most that are stored;
-    responses_days: after which a conversation that rests is forgotten."""
+    seconds of silence in a stream before a comment is sent. images: of a conversation; image_pixels: of all of them
+    together; image_urls: of them that are URLs; image_seconds: to fetch one. responses, responses_bytes: the most that
+    are stored; responses_days: after which a conversation that rests is forgotten."""
 
     body: int = 32 * 2**20
     depth: int = 64
@@ -57,6 +57,8 @@ class Limits:
     deadline: float = 0.0
     drain: float = 30.0
     keep_alive: float = 15.0
+    images: int = 32
+    image_pixels: int = 2**27  # a PNG's take up to 20 ns each to decode
     image_urls: int = 16
     image_seconds: float = 10.0
     responses: int = 100_000
@@ -185,7 +187,8 @@ def check_config(config: Config) -> None:
     if (config.tls_certificate is None) != (config.tls_key is None):
         missing = "tls_key" if config.tls_key is None else "tls_certificate"
         raise UsageError(f"{missing} is missing: TLS needs the certificate and its key")
-    least_of = {"body": 1024, "depth": 4, "queue": 0, "choices": 1, "image_urls": 1, "responses": 1}
+    least_of = {"body": 1024, "depth": 4, "queue": 0, "choices": 1, "responses": 1}
+    least_of |= {"images": 1, "image_pixels": 1, "image_urls": 1}
     for name, least in least_of.items():
         if getattr(config.limits, name) < least:
             raise UsageError(f"limits.{name} is {getattr(config.limits, name)}: must be {least} or more")

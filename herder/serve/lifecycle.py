@@ -122,10 +122,12 @@ def described(config: Config) -> list[str]:
     memory = "what is free" if config.memory is None else bytes_text(config.memory)
     idle = f"after {config.idle:g} s without a request" if config.idle else "only for another one"
     lines.append(f"memory for models: {memory}; a model is unloaded {idle}")
+    limits = config.limits
     lines.append(
-        f"at most {config.limits.queue} requests wait for a model; bodies up to {bytes_text(config.limits.body)}"
+        f"at most {limits.queue} requests wait for a model; bodies up to {bytes_text(limits.body)}, with up to "
+        f"{limits.images} images of {limits.image_pixels} pixels together"
     )
-    lines.append(images_described(config.images, offline=config.offline, most=config.limits.image_urls))
+    lines.append(images_described(config.images, offline=config.offline, most=limits.image_urls))
     return lines
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
@@ -138,10 +139,15 @@ def _shortened(llm: LLM, request: ChatRequest, whole: int) -> tuple[tuple[int, .
     first = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
     starts = [i for i, m in enumerate(messages) if m.role == "user" and i > first]
     window = _window(llm, request)
-    for start in starts:
-        tokens, images = _rendered(llm, request, (*messages[:first], *messages[start:]))
-        if len(tokens) <= window:
-            return tokens, images, whole - len(tokens)
+
+    def rendered(start: int) -> tuple[tuple[int, ...], tuple[Image, ...]]:
+        return _rendered(llm, request, (*messages[:first], *messages[start:]))
+
+    # A few renderings, however many turns there are: each may decode images.
+    start = bisect_left(starts, True, key=lambda start: len(rendered(start)[0]) <= window)
+    if start < len(starts):
+        tokens, images = rendered(starts[start])
+        return tokens, images, whole - len(tokens)
     raise ContextOverflow(
         f"the prompt has {whole} tokens and the window {window} beside the answer; its last turn alone does not fit: "
         "shorten it",

@@ -13,6 +13,7 @@ from herder.serve.catalogue import Catalogue
 from herder.serve.config import Config
 from herder.serve.dialect import Call, Context, Dialect, Encoder, Problem
 from herder.serve.gate import Gate, Open, Principal
+from herder.serve.image_bounds import check_bounds
 from herder.serve.leaving import Gone, Leaving
 from herder.serve.linked_images import LinkedImages
 from herder.serve.log import Log
@@ -153,12 +154,15 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def use_for(self, request: Request, model: str, wanted: T) -> AsyncIterator[tuple[LLM, T]]:
-        """use(), and the request with its images in place. Raises FieldError for a URL that is not allowed before
-        anything is loaded, for one that cannot be had before anything runs."""
+        """use(), and the request with its images in place. Raises FieldError for too many or too large ones and for a
+        URL that is not allowed before anything is loaded, for one that cannot be had before anything is decoded."""
+        check_bounds(wanted, self.config.limits)
         self.images.check(wanted)
         async with self.use(request, model) as llm:
-            # A model that does not see refuses them: none is fetched for it.
-            yield llm, await self.images.fetched(wanted, exchanges.of(request.scope)) if llm.sees else wanted
+            if llm.sees:  # one that does not refuses them: none is fetched for it
+                wanted = await self.images.fetched(wanted, exchanges.of(request.scope))
+                check_bounds(wanted, self.config.limits)
+            yield llm, wanted
 
     def status_of(self, request: Request, error: BaseException) -> int:
         """The HTTP status that an error has in the request's dialect; 499 for a client that went away."""

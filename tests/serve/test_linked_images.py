@@ -7,6 +7,7 @@ import asyncio
 import base64
 import io
 import json
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
+from herder.images import prepare
+from herder.images.header import read_header
 from herder.llm import LLM
 from herder.serve.app import build_app
 from herder.serve.audit import Audited
@@ -274,3 +277,34 @@ def test_a_stored_conversation_keeps_the_url(host: Host) -> None:
         await server.close()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_pixels_are_counted_before_any_is_decoded(host: Host, route: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sent or fetched, from the headers: none of these has pixels that could be decoded."""
+    monkeypatch.setattr(prepare, "read_rgb", lambda *_: pytest.fail("decoded"))
+    path, body, more, _ = ROUTES[route]
+    large = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 6000, 4000)
+    host.pages["/large.png"] = response(large)
+    url = "http://pictures.example/large.png"
+    config = replace(OPEN, limits=Limits(image_pixels=50_000_000))
+    asked = [(path, body(*images) | more) for images in ([large] * 3, [url] * 3, [large, url, large])]
+    for answer in Asked(host, config)(*asked):
+        assert answer.status_code == 400, answer.text
+        assert "3 images of 72000000 pixels together: at most 50000000 are read" in answer.text
+
+
+def test_images_are_counted_however_they_come(host: Host) -> None:
+    config = replace(OPEN, limits=Limits(images=2))
+    two, sent, named = Asked(host, config)(chat(PICTURE, CAT), chat(PICTURE, PICTURE, OTHER), chat(CAT, CAT, PICTURE))
+    assert two.status_code == 200, two.text
+    for answer in (sent, named):
+        assert answer.status_code == 400 and "has 3 images: at most 2 are taken" in answer.text
+
+
+def test_pixels_that_just_fit(host: Host) -> None:
+    header = read_header(PICTURE)
+    size = header.width * header.height
+    fits, over = (replace(OPEN, limits=Limits(image_pixels=most)) for most in (2 * size, 2 * size - 1))
+    assert Asked(host, fits)(chat(PICTURE, CAT))[0].status_code == 200
+    assert Asked(host, over)(chat(PICTURE, CAT))[0].status_code == 400
