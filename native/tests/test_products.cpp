@@ -240,6 +240,29 @@ TEST(products) {
   }
 }
 
+// More tokens and panels than tiles take at a time.
+TEST(a_large_bfloat_product) {
+  constexpr int64_t kTokens = 530, kRows = 20 * kLanes, kCols = 300;
+  Random random{27};
+  std::vector<uint16_t> words;
+  for (int64_t i = 0; i < kRows * kCols; ++i) words.push_back(f32_to_bf16(random.normal()));
+  const Stored stored{format_info(HD_BF16), reinterpret_cast<const uint8_t*>(words.data()), nullptr, 0};
+  Arena arena;
+  ThreadTeam team(1);
+  const Matrix w = pack_matrix(stored, kRows, kCols, false, arena, team);
+  const std::vector<float> x = normals(random, kTokens * kCols);
+  check_tables("530 tokens", [&](const Kernels& kernels) {
+    QuantizedBuffer buffer;
+    buffer.reserve(kernels, kTokens, kCols, kRounded);
+    for (int64_t t = 0; t < kTokens; ++t) buffer.prepare(kernels, x.data() + t * kCols, kCols, t, kRounded);
+    std::vector<float> out(kTokens * kRows);
+    Arena memory;
+    kernels.matmul(w, buffer.view(), kTokens, 0, w.panels, Store::kSet, out.data(), kRows,
+                   memory.allocate(kernels.matmul_scratch(w)));
+    return out;
+  });
+}
+
 TEST(every_half_and_bfloat_weight) {
   for (const int32_t format : {HD_F16, HD_BF16}) {
     std::vector<uint16_t> words(65536);
