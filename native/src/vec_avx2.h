@@ -61,6 +61,16 @@ HD_INLINE __m256 bf16_half(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
 }
 HD_INLINE F f_load_bf16(const uint16_t* p) { HD_BOTH(F, bf16_half(p), bf16_half(p + 8)); }
+HD_INLINE void bf16_pair_half(const uint16_t* p, __m256& even, __m256& odd) {
+  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+  odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
+}
+// Pairs of bfloat16, one in each half of a lane.
+HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
+  bf16_pair_half(p, even.v[0], odd.v[0]);
+  bf16_pair_half(p + 16, even.v[1], odd.v[1]);
+}
 HD_INLINE F f_from_i(I a) { HD_BOTH(F, _mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])); }
 HD_INLINE I i_round(F a) { HD_BOTH(I, _mm256_cvtps_epi32(a.v[0]), _mm256_cvtps_epi32(a.v[1])); }
 HD_INLINE __m256 scale2_half(__m256 a, __m256i n) {
@@ -74,6 +84,20 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   const __m256i m1 = _mm256_cmpgt_epi32(n, _mm256_add_epi32(lane, _mm256_set1_epi32(8)));
   HD_BOTH(F, _mm256_blendv_ps(other.v[0], a.v[0], _mm256_castsi256_ps(m0)),
           _mm256_blendv_ps(other.v[1], a.v[1], _mm256_castsi256_ps(m1)));
+}
+
+// Sum and maximum of the lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  const __m256 h = _mm256_add_ps(a.v[0], a.v[1]);
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+HD_INLINE float lanes_max(F a) {
+  const __m256 h = _mm256_max_ps(a.v[0], a.v[1]);
+  const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
 }
 
 HD_INLINE I i_set1(int32_t x) { HD_BOTH(I, _mm256_set1_epi32(x), _mm256_set1_epi32(x)); }

@@ -50,6 +50,12 @@ HD_INLINE F f_load_bf16(const uint16_t* p) {
   const __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(w, 16))};
 }
+// Pairs of bfloat16, one in each half of a lane.
+HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
+  const __m512i x = _mm512_loadu_si512(p);
+  even.v = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+  odd.v = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+}
 HD_INLINE F f_from_i(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 HD_INLINE I i_round(F a) { return {_mm512_cvtps_epi32(a.v)}; }
 HD_INLINE F f_scale2(F a, I n) {
@@ -61,6 +67,20 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   const int32_t n = limit - first;
   const __mmask16 m = n >= 16 ? 0xffff : n <= 0 ? 0 : static_cast<__mmask16>((1u << n) - 1);
   return {_mm512_mask_blend_ps(m, other.v, a.v)};
+}
+
+// Sum and maximum of the lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+HD_INLINE float lanes_max(F a) {
+  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
 }
 
 HD_INLINE I i_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }

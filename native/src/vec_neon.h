@@ -77,6 +77,15 @@ HD_INLINE void f_store_f16(uint16_t* p, F a) {
 HD_INLINE F f_load_bf16(const uint16_t* p) {
   HD_QUARTERS(F, vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16(p + 4 * i)), 16)));
 }
+// Pairs of bfloat16, one in each half of a lane.
+HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
+  const uint32x4_t upper = vdupq_n_u32(0xffff0000);
+  for (int i = 0; i < 4; ++i) {
+    const uint32x4_t x = vreinterpretq_u32_u16(vld1q_u16(p + 8 * i));
+    even.v[i] = vreinterpretq_f32_u32(vshlq_n_u32(x, 16));
+    odd.v[i] = vreinterpretq_f32_u32(vandq_u32(x, upper));
+  }
+}
 HD_INLINE F f_from_i(I a) { HD_QUARTERS(F, vcvtq_f32_s32(a.v[i])); }
 HD_INLINE int32x4_t round_quarter(float32x4_t a) {
   // fcvtns saturates and makes NaN 0: x86's answer to NaN and to 2^31 and above is INT32_MIN
@@ -93,6 +102,20 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   const int32x4_t lane = vld1q_s32(kLane);
   const int32_t n = limit - first;
   HD_QUARTERS(F, vbslq_f32(vcltq_s32(lane, vdupq_n_s32(n - 4 * i)), a.v[i], other.v[i]));
+}
+
+// Sum and maximum of the lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  const float32x4_t q = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  const float32x2_t d = vadd_f32(vget_low_f32(q), vget_high_f32(q));
+  return vget_lane_f32(d, 0) + vget_lane_f32(d, 1);
+}
+HD_INLINE float lanes_max(F a) {
+  const auto larger = [](float32x4_t x, float32x4_t y) { return vbslq_f32(vcgtq_f32(x, y), x, y); };
+  const float32x4_t q = larger(larger(a.v[0], a.v[2]), larger(a.v[1], a.v[3]));
+  const float32x2_t lo = vget_low_f32(q), hi = vget_high_f32(q), d = vbsl_f32(vcgt_f32(lo, hi), lo, hi);
+  const float x = vget_lane_f32(d, 0), y = vget_lane_f32(d, 1);
+  return x > y ? x : y;
 }
 
 HD_INLINE I i_set1(int32_t x) {

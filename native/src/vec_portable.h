@@ -45,6 +45,13 @@ HD_INLINE void f_store_f16(uint16_t* p, F a) {
   for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(a.v[i]);
 }
 HD_INLINE F f_load_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[i])); }
+// Pairs of bfloat16, one in each half of a lane.
+HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
+  for (int i = 0; i < 16; ++i) {
+    even.v[i] = bf16_to_f32(p[2 * i]);
+    odd.v[i] = bf16_to_f32(p[2 * i + 1]);
+  }
+}
 HD_INLINE F f_from_i(I a) { HD_LANES(F, static_cast<float>(a.v[i])); }
 HD_INLINE int32_t round_lane(float x) {
   // x86's answer for NaN and out-of-range values, so that damaged weights take the same path everywhere
@@ -60,6 +67,18 @@ HD_INLINE float scale2_lane(float a, int32_t n) {
 HD_INLINE F f_scale2(F a, I n) { HD_LANES(F, scale2_lane(a.v[i], n.v[i])); }
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   HD_LANES(F, i < limit - first ? a.v[i] : other.v[i]);
+}
+
+// Sum and maximum of the lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  for (int step = 8; step; step >>= 1)
+    for (int i = 0; i < step; ++i) a.v[i] = a.v[i] + a.v[i + step];
+  return a.v[0];
+}
+HD_INLINE float lanes_max(F a) {
+  for (int step = 8; step; step >>= 1)
+    for (int i = 0; i < step; ++i) a.v[i] = a.v[i] > a.v[i + step] ? a.v[i] : a.v[i + step];
+  return a.v[0];
 }
 
 HD_INLINE I i_set1(int32_t x) { HD_LANES(I, x); }
