@@ -92,10 +92,11 @@ unit: $(BUILD)/installed
 oracle: $(BUILD)/installed
 	$(RUN)/python -m pytest -m oracle $(PYTEST_ARGS)
 
-# make bench      the published figures, llama.cpp beside us: LLAMA_PYTHON=... (bench/README.md); an idle machine, please
+# make bench      the published figures, the peers beside us: LLAMA_PYTHON=... (bench/README.md); an idle machine, please
 bench: .venv/installed $(BUILD)/installed
 	@test -n "$(LLAMA_PYTHON)" || (echo "LLAMA_PYTHON is not set: bench/README.md says how to build the peer"; false)
-	$(RUN)/python -m bench.llamacpp --llama-python $(LLAMA_PYTHON)
+	$(RUN)/python -m bench.cpu --llama-python $(LLAMA_PYTHON) --llama-avx2-python $(LLAMA_AVX2_PYTHON) \
+	  --openvino-python $(OPENVINO_PYTHON) --quality-tokens 50000
 	$(RUN)/python -m bench.start --llama-python $(LLAMA_PYTHON)
 
 # make clean      all that these rules made

@@ -1,18 +1,21 @@
-"""llama.cpp as a measured peer: runs inside the interpreter that has llama-cpp-python, driven by bench/llamacpp.py.
+"""llama.cpp as a measured peer: runs inside the interpreter that has llama-cpp-python, driven by bench/cpu.py.
 
 Commands are JSON objects, one a line on standard input; each answer is one line on standard output.
 
-    {"do": "load", "path": ..., "threads": 2}      -> {"version", "system"}
+    {"do": "load", "path": ..., "threads": 2, "repack": true}      -> {"version", "system"}
     {"do": "prefill", "prompt": 512}               -> {"seconds"}   one batch, an empty cache, logits of the last token
     {"do": "decode", "prompt": 512, "gen": 128, "streams": 1}
                                                    -> {"seconds"}   gen steps of one token a stream, after the prompt
                                   both with "flash": false for the attention without flash attention
     {"do": "quantize", "source": ..., "target": ..., "type": "Q4_0"}      -> {}
+    {"do": "logits", "tokens": [...], "path": ..., "write": false}
+                                                   -> {"tokens", "kl"}  beside the logits that the file holds
 
-As llama-bench does, the tokens are arbitrary and nothing is sampled. All but flash attention is the default of the
-library (weights are repacked at load, the KV cache is float16); each stream has its own KV buffer.
+As llama-bench does, the tokens are arbitrary and nothing is sampled. All but flash attention and "repack" (weights are
+rearranged at load) is the default of the library (the KV cache is float16); each stream has its own KV buffer.
 
-    peer_llamacpp.py first-token MODEL PROMPT      prints the first greedy token of the chat-formatted prompt, and ends
+    peer_llamacpp.py first-token MODEL [PROMPT]    prints the first greedy token of the chat-formatted prompt, or of a
+                                                   fixed one without text, and ends
 """
 
 from __future__ import annotations
@@ -25,6 +28,10 @@ import time
 from typing import Any
 
 import llama_cpp as api
+import numpy as np
+
+from bench.divergence import answer as divergence_answer
+from bench.prompts import START
 
 FTYPES = {
     "Q4_0": api.LLAMA_FTYPE_MOSTLY_Q4_0,
@@ -32,6 +39,8 @@ FTYPES = {
     "Q8_0": api.LLAMA_FTYPE_MOSTLY_Q8_0,
     "IQ4_NL": api.LLAMA_FTYPE_MOSTLY_IQ4_NL,
     "Q4_K_M": api.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "F16": api.LLAMA_FTYPE_MOSTLY_F16,
+    "BF16": api.LLAMA_FTYPE_MOSTLY_BF16,
 }
 
 
@@ -45,8 +54,10 @@ def silent(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
 class Peer:
     """A loaded model and one context for each number of streams."""
 
-    def __init__(self, path: str, threads: int) -> None:
-        self.model = api.llama_model_load_from_file(path.encode(), api.llama_model_default_params())
+    def __init__(self, path: str, threads: int, repack: bool = True) -> None:
+        params = api.llama_model_default_params()
+        params.use_extra_bufts = repack
+        self.model = api.llama_model_load_from_file(path.encode(), params)
         if not self.model:
             raise SystemExit(f"llama.cpp cannot load {path}")
         self.threads = threads
@@ -118,6 +129,14 @@ class Peer:
             self.run(context, [(self.token(i + s), prompt + i, s, True) for s in range(streams)])
         return time.perf_counter() - begin
 
+    def logits(self, tokens: list[int]) -> Any:
+        """float32, (tokens, vocabulary), of one batch in an empty cache."""
+        context = self.context(1, 512, True)
+        api.llama_memory_clear(api.llama_get_memory(context), False)
+        self.run(context, [(token, i, 0, True) for i, token in enumerate(tokens)])
+        rows = api.llama_get_logits(context)
+        return np.ctypeslib.as_array(rows, (len(tokens), self.vocab)).copy()
+
 
 def quantize(source: str, target: str, kind: str) -> None:
     params = api.llama_model_quantize_default_params()
@@ -127,7 +146,12 @@ def quantize(source: str, target: str, kind: str) -> None:
         raise SystemExit(f"llama.cpp cannot make {kind} of {source}")
 
 
-def first_token(path: str, prompt: str) -> None:
+def first_token(path: str, prompt: str | None) -> None:
+    if prompt is None:
+        peer = Peer(path, threads=2)
+        logits = peer.logits(START)
+        print(int(logits[-1].argmax()), flush=True)
+        os._exit(0)
     model = api.Llama(path, n_ctx=2048, n_threads=2, flash_attn=True, verbose=False)
     messages = [{"role": "user", "content": prompt}]
     for event in model.create_chat_completion(messages, stream=True, max_tokens=1, temperature=0):
@@ -140,7 +164,7 @@ def main() -> None:
     api.llama_log_set(silent, ctypes.c_void_p(0))
     api.llama_backend_init()
     if sys.argv[1:2] == ["first-token"]:
-        return first_token(sys.argv[2], sys.argv[3])
+        return first_token(sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)
     out = os.fdopen(os.dup(1), "w")  # llama.cpp prints to standard output while it quantizes
     os.dup2(2, 1)
     peer: Peer | None = None
@@ -156,6 +180,9 @@ def main() -> None:
         elif do in {"prefill", "decode"}:
             assert peer, "load first"
             answer = {"seconds": getattr(peer, do)(**command)}
+        elif do == "logits":
+            assert peer, "load first"
+            answer = dict(divergence_answer(peer.logits(command["tokens"]), command["path"], command["write"]))
         else:
             raise SystemExit(f"no command {do!r}")
         print(json.dumps(answer), file=out, flush=True)

@@ -19,12 +19,17 @@ class Worker:
         self.process = subprocess.Popen(
             [python, str(HERE / script)],
             cwd=HERE.parent,
-            env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+            env=self.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
         )
+
+    @staticmethod
+    def environment() -> dict[str, str]:
+        """Lets a peer's interpreter import `bench`, from which it needs what has no dependencies."""
+        return {**os.environ, "PYTHONPATH": str(HERE.parent)}
 
     def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         assert self.process.stdin and self.process.stdout

@@ -1,74 +1,109 @@
-"""The benchmark figures as a Markdown page."""
+"""The table of the CPU figures as a Markdown page."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-FOUR_BITS = {"Q4_0", "Q4_1", "IQ4_NL", "Q4_K_M"}
+from bench.rows import ROWS, Row
+from bench.verdict import Verdict, seconds, verdict
 
 
-def limit(name: str, shape: dict[str, Any], file_bytes: int) -> float:
-    """tokens/s that the machine allows.
-
-    Prefill: the measured int8 peak over two operations a weight of the layers (the head works for the last token only).
-    One-stream decode: the measured bandwidth over the bytes of the file. Batched decode: whichever of the two is lower,
-    with the file read once a step and the head at work for every token.
-    """
-    limits = shape["limits"]
-    compute = limits["int8_ops"] / (2 * shape["parameters"]["layers"])
-    if name == "prefill":
-        return float(compute)
-    streams = int(name.partition("x")[2] or 1)
-    everything = limits["int8_ops"] / (2 * (shape["parameters"]["layers"] + shape["parameters"]["head"]))
-    return float(min(streams * limits["bandwidth"] / file_bytes, everything))
+def measured(document: dict[str, Any]) -> list[Row]:
+    """The rows that there are figures of, with as many tokens as were measured."""
+    return [replace(row, **document["rows"][row.name]["plan"]) for row in ROWS if row.name in document["rows"]]
 
 
-def table(shape: dict[str, Any]) -> list[str]:
-    names = list(shape["entries"][0]["tokens_per_s"])
-    lines = [f"| tokens/s | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for entry in shape["entries"]:
-        rates = entry["tokens_per_s"]
-        cells = []
-        for n in names:
-            star = "" if entry["settings"][n].get("flash", True) else "*"
-            cells.append(f"{rates[n]:.1f}{star} ({rates[n] / limit(n, shape, entry['file_bytes']):.0%})")
-        lines.append(f"| {entry['engine']}, {entry['format']} | {' | '.join(cells)} |")
-    ours, *theirs = shape["entries"]
-    cells = []
-    for n in names:
-        best = max((e for e in theirs if e["format"] in FOUR_BITS), key=lambda e: e["tokens_per_s"][n])
-        cells.append(f"{ours['tokens_per_s'][n] / best['tokens_per_s'][n]:.2f} ({best['format']})")
-    lines.append(f"| Herder / llama.cpp's best 4-bit format | {' | '.join(cells)} |")
-    return lines
+def figure(row: Row, entry: dict[str, Any]) -> str:
+    if row.what == "start":
+        return f"{seconds(entry):.2f} s"
+    rate = row.tokens / seconds(entry)
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.1f}"
 
 
-def markdown(result: dict[str, Any]) -> str:
-    plan, first = result["plan"], result["shapes"][0]
+def settings(entry: dict[str, Any]) -> str:
+    words = [
+        f"{name} {value}" if isinstance(value, str) else f"{'' if value else 'no '}{name}"
+        for name, value in entry["settings"].items()
+    ]
+    return ", ".join([entry["format"], *words])
+
+
+def line(row: Row, found: Verdict) -> str:
+    def cell(entry: dict[str, Any], part: float | None) -> str:
+        return figure(row, entry) + (f" ({part:.0%})" if part is not None else "")
+
+    peer = "Herder without" if row.single else f"{found.theirs['engine']}, {settings(found.theirs)}"
+    gate = {True: "yes", False: "**no**", None: "-"}[found.gate]
+    word = {"stretch": "stretch", "goal": "goal", "below": f"below {row.goal:g}"}[found.word(row)]
+    cells = [
+        row.title,
+        f"{cell(found.ours, found.share)}, {found.ours['format']}",
+        f"{cell(found.theirs, found.their_share)}, {peer}",
+        f"**{found.ratio:.2f}**",
+        word,
+        gate,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def quality_table(quality: dict[str, Any]) -> list[str]:
+    engines = list(dict.fromkeys(name.partition(" ")[0] for name in quality))
+    formats = list(dict.fromkeys(name.partition(" ")[2] for name in quality))
+    lines = [f"| KL, nats a token | {' | '.join(formats)} |", "|---|" + "---|" * len(formats)]
+    for engine in engines:
+        found = [quality.get(f"{engine} {kind}") for kind in formats]
+        cells = [f"{one['kl']:.5f}" if one else "-" for one in found]
+        lines.append(f"| {engine} | {' | '.join(cells)} |")
+    counts = sorted({one["tokens"] for one in quality.values()})
+    text = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return [
+        "",
+        "## Quality",
+        "",
+        f"Mean Kullback-Leibler divergence from the default model in float32, over {text} tokens of a novel in windows "
+        "of 512. Its published file is Q4_1, so there only the arithmetic differs; the other formats are requantized "
+        "from it.",
+        "",
+        *lines,
+    ]
+
+
+def versions(rows: dict[str, Any]) -> list[str]:
+    """One line for each engine, version and what it says about itself."""
+    seen = {(e["engine"], e["version"], e["system"]) for row in rows.values() for e in row["entries"]}
+    return [f"- {engine} {version}: {system}" for engine, version, system in sorted(seen)]
+
+
+def markdown(document: dict[str, Any], chart: str) -> str:
+    rows, quality = document["rows"], document["quality"]
+    dates = sorted({row["date"] for row in rows.values()})
+    when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
     lines = [
         "# Benchmarks",
         "",
-        f"Made by `bench/llamacpp.py` on {result['date']}: {result['cpu']}, {result['threads']} threads; "
-        f"Herder {first['versions']['herder']}, llama-cpp-python {first['versions']['llama-cpp-python']}.",
+        f"Made by `bench/cpu.py`, {when}: {document['cpu']}, {document['threads']} threads.",
         "",
-        f"Medians of {plan['rounds']} rounds that interleave the entries. *prefill*: {plan['prompt']} tokens in one "
-        f"batch. *decode*: {plan['gen']} tokens after that prompt. *decode xN*: {plan['batched_gen']} tokens in each "
-        f"of N streams, all together, each after a prompt of its own of {plan['batched_prompt']} tokens. In brackets: "
-        "the part of what this machine allows, by its measured read bandwidth and int8 peak.",
+        f"![Herder's speed as a multiple of the best peer's]({chart})",
         "",
-        "Herder's figures include sampling; llama.cpp's are `llama_decode` alone, as in llama-bench, with flash "
-        "attention or without (*), whichever was faster in a first try.",
+        "Tokens/s unless a unit is given: medians of rounds that interleave the engines. In brackets: the part of what "
+        "this machine allows, by its int8 peak (prefill) or read bandwidth (everything else), in the same run. "
+        "*Beside* is the fastest peer in the best setting that a first try found, among all of the row's formats. "
+        "*Gate*: Herder's divergence on the default model is no more than the peer's (up to 5 %), at no more bits a "
+        "weight; `-` where it was not measured.",
+        "",
+        "| | Herder | beside | ratio | | gate |",
+        "|---|---|---|---|---|---|",
     ]
-    for shape in result["shapes"]:
-        limits = shape["limits"]
-        lines += [
-            "",
-            f"## {shape['shape']}",
-            "",
-            f"File {shape['file_bytes'] / 1e6:.0f} MB. Measured limits: {limits['bandwidth'] / 1e9:.1f} GB/s, "
-            f"{limits['int8_ops'] / 1e12:.2f} int8 TOPS, {limits['f32_flops'] / 1e12:.2f} float32 TFLOP/s. "
-            f"Herder: {shape['system']['herder']}.",
-            "",
-            *table(shape),
-        ]
-    lines += ["", "`benchmarks.json` has every round.", ""]
-    return "\n".join(lines)
+    lines += [line(row, verdict(row, rows[row.name], quality)) for row in measured(document)]
+    some = next(iter(rows.values()))["limits"]
+    lines += [
+        "",
+        f"Limits when the first row was measured: {some['bandwidth'] / 1e9:.1f} GB/s, {some['int8_ops'] / 1e12:.2f} "
+        "int8 TOPS. The shapes of 1B (Llama 3.2) and 8B (Llama 3.1) have random weights. Herder's figures include "
+        "sampling; llama.cpp's are `llama_decode` alone; OpenVINO's are those it reports. All read the same files; "
+        "bfloat16, which OpenVINO's reader refuses, it gets as float16.",
+    ]
+    if quality:
+        lines += quality_table(quality)
+    return "\n".join([*lines, "", "## Versions", "", *versions(rows), "", "`benchmarks.json` has every round.", ""])

@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bench.llamacpp import ROOT, cpu_name, model_file
 from bench.load import Load, figures, run
+from bench.models import ROOT, cpu_name, default_model
 
 STREAMS = 32
 USERS = 16
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--herder", default=str(ROOT / ".venv/bin/herder"), help="the installed command")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
-    model, names = model_file("smollm2", ROOT, None), loads()
+    model, names = default_model(), loads()
     threads = str(os.cpu_count())
     ours = [args.herder, "serve", "smollm2"]
     theirs = [args.llama_server, "-m", str(model), "-np", str(STREAMS), "-c", str(STREAMS * 2048), "-t", threads]

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.llamacpp import ROOT
 from bench.load import Answer, ask, percentile
+from bench.models import ROOT
 from bench.serve import free_port, question, serving
 
 PATIENCE = 300.0  # seconds after which a request counts as stuck

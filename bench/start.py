@@ -18,7 +18,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from bench.llamacpp import ROOT, cpu_name, model_file
+from bench.models import ROOT, cpu_name, default_model
 
 QUESTION = "Why is the sky blue?"
 
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--herder", default=str(ROOT / ".venv/bin/herder"), help="the installed command")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
-    model = model_file("smollm2", ROOT, None)
+    model = default_model()
     commands = {
         "Herder": [args.herder, "run", "smollm2", QUESTION, "--max-tokens", "1"],
         "llama.cpp (llama-cpp-python)": [

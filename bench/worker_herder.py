@@ -1,8 +1,13 @@
-"""Herder as a measured process, driven by bench/llamacpp.py with the commands of bench/peer_llamacpp.py.
+"""Herder as a measured process, driven by bench/cpu.py with the commands of bench/peer_llamacpp.py, and these:
 
-    {"do": "load", "path": ..., "threads": 2}      -> {"version", "system", "parameters"}
-    {"do": "limits"}                               -> {"bandwidth", "int8_ops", "f32_flops"} of this machine
-    {"do": "prefill", ...}, {"do": "decode", ...}  -> {"seconds"}
+    {"do": "load", "path": ..., "threads": 2, "tokens": 4096, "isa": null, "compute": "auto"}
+                                   -> {"version", "system", "model"}   tokens: the KV cache has room for so many
+    {"do": "limits"}               -> {"bandwidth", "int8_ops", "f32_flops"} of this machine
+    {"do": "tokenize", "path": ..., "text": ...}    -> {"tokens"}
+    {"do": "speculate", "path": ..., "threads": 2, "text": ..., "gen": 256, "most": 0}
+                                   -> {"seconds", "tokens"}   a greedy answer to a question; most: tokens guessed ahead
+
+    worker_herder.py first-token MODEL      prints the first greedy token of a fixed prompt, and ends
 
 Requests go through the whole engine and are sampled (greedily). Prompts are random and new each time, so the prefix
 cache helps only where it is meant to: before a decode measurement the prompts are put into it.
@@ -10,38 +15,57 @@ cache helps only where it is meant to: before a decode measurement the prompts a
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import random
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from herder.core.batch import PAGE_TOKENS
-from herder.core.request import Request
+from herder.core.request import Evaluation, Request
 from herder.engine.engine import Engine
 from herder.runtime import abi
 from herder.runtime.native import load_model
 from herder.weights.source import open_model
 
-CONTEXT = 1024
-KV_TOKENS = 32 * 256  # 32 streams of up to 256 tokens
-
 
 class Measured:
     """An engine on one model."""
 
-    def __init__(self, path: str, threads: int) -> None:
+    def __init__(
+        self,
+        path: str,
+        threads: int,
+        tokens: int,
+        isa: str | None = None,
+        compute: Literal["auto", "float32"] = "auto",
+    ) -> None:
+        self.path = path
         with open_model(Path(path)) as files:
             self.config = files.config
             self.weight_bytes = sum(t.bytes for t in files.tensors)
             executor = load_model(
-                files, context=min(CONTEXT, self.config.context), kv_pages=KV_TOKENS // PAGE_TOKENS, threads=threads
+                files,
+                context=min(tokens, self.config.context),
+                kv_pages=tokens // PAGE_TOKENS,
+                threads=threads,
+                isa=isa,
+                compute=compute,
             )
         self.threads = threads
         self.engine = Engine(executor)
         self.random = random.Random(0)
+
+    def model(self) -> dict[str, int]:
+        """layers, head: weights of the matrices. kv: bytes of a token's keys and values in 16 bits."""
+        config = self.config
+        head = config.vocab * config.dim
+        layers = config.parameters - head * (1 if config.tied else 2)
+        return {"layers": layers, "head": head, "kv": config.kv_bytes(1), "tied": config.tied, "vocab": config.vocab}
 
     def prompt(self, length: int) -> tuple[int, ...]:
         return tuple(self.random.choices(range(self.config.vocab), k=length))
@@ -65,15 +89,63 @@ class Measured:
         self.run([Request(p, max_tokens=1) for p in prompts])
         return self.run([Request(p, max_tokens=gen) for p in prompts])
 
+    def logits(self, tokens: list[int]) -> Any:
+        """float32, (tokens, vocabulary)."""
+        import numpy as np
 
-def herder_version() -> str:
+        pieces = []
+        for event in self.engine.submit(Evaluation(tuple(tokens), "logits")):
+            if (error := getattr(event, "error", None)) is not None:
+                raise error
+            if (values := getattr(event, "logits", None)) is not None:
+                pieces.append(np.frombuffer(values, np.float32).reshape(-1, self.config.vocab))
+        return np.concatenate(pieces)
+
+
+def speculate(path: str, threads: int, text: str, gen: int, most: int) -> dict[str, Any]:
+    """The second of two equal answers: the prompt is in the prefix cache, so that decoding is what is timed."""
+    from herder import load
+
+    with load(path, threads=threads, context=2048, speculate=most) as model:
+        model.chat(text, max_tokens=1, temperature=0.0)
+        begin = time.perf_counter()
+        completion = model.chat(text, max_tokens=gen, temperature=0.0)
+        return {"seconds": time.perf_counter() - begin, "tokens": list(completion.tokens)}
+
+
+def tokenize(path: str, text: str) -> list[int]:
+    from herder import load
+
+    with load(path) as model:
+        return list(model.tokens(text))
+
+
+def core_version() -> str:
+    """The release, and the build of the core: what the figures depend on."""
+    import herder
+
+    (library,) = (p for p in (Path(herder.__file__).parent / "_core").iterdir() if p.stem == "libherder_core")
     try:
-        return version("herder")
+        release = version("herder")
     except PackageNotFoundError:  # run from a source tree that is not installed
-        return "(source tree)"
+        release = "(source tree)"
+    return f"{release}, core {hashlib.sha256(library.read_bytes()).hexdigest()[:12]}"
+
+
+def first_token(path: str) -> None:
+    from bench.prompts import START
+
+    measured = Measured(path, threads=2, tokens=512)
+    events, finished = measured.engine.submit(Request(tuple(START), max_tokens=1)).result()
+    if finished.error is not None:
+        raise finished.error
+    print(events, flush=True)
+    os._exit(0)
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["first-token"]:
+        return first_token(sys.argv[2])
     measured: Measured | None = None
     for line in sys.stdin:
         command = json.loads(line)
@@ -81,22 +153,27 @@ def main() -> None:
         answer: dict[str, Any]
         if do == "load":
             measured = Measured(**command)
-            config = measured.config
-            head = config.vocab * config.dim
-            answer = {
-                "version": herder_version(),
-                "system": abi.cpu_info()["isa"],
-                "parameters": {"layers": config.parameters - head * (1 if config.tied else 2), "head": head},
-            }
+            system = command.get("isa") or abi.cpu_info()["isa"]
+            answer = {"version": core_version(), "system": system, "model": measured.model()}
         elif do == "limits":
             assert measured, "load first"
             answer = abi.measure(measured.threads, measured.weight_bytes)._asdict()
+        elif do == "tokenize":
+            answer = {"tokens": tokenize(**command)}
+        elif do == "speculate":
+            answer = speculate(**command)
         elif do in {"prefill", "decode"}:
             assert measured, "load first"
             answer = {"seconds": getattr(measured, do)(**command)}
+        elif do == "logits":
+            from bench.divergence import answer as divergence_answer
+
+            assert measured, "load first"
+            answer = dict(divergence_answer(measured.logits(command["tokens"]), command["path"], command["write"]))
         else:
             raise SystemExit(f"no command {do!r}")
         print(json.dumps(answer), flush=True)
+    return None
 
 
 if __name__ == "__main__":

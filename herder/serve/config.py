@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from herder.core.errors import UsageError
 
 GiB = 2**30
+OFF = "off"  # as the file of stored responses: none is stored
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -92,9 +93,9 @@ class Config:
     bytes for all models together, None for what is free. parallel: sequences of the full context that a model's KV
     cache is to hold where memory allows. idle: seconds after which an unused model is unloaded, 0 for never. cors:
     origins whose pages may call, or "*". keys: the database of API keys; None: no keys, on loopback only. responses:
-    the file of stored responses. tls_certificate, tls_key: PEM files. lenient: drop unknown and refused fields and name
-    them in the header x-herder-ignored-fields. pull: whoever administers may fetch and delete models while it runs.
-    images: where those that requests name by URL may be fetched from."""
+    the file of stored responses, or OFF; None: in Herder's state folder. tls_certificate, tls_key: PEM files. lenient:
+    drop unknown and refused fields and name them in the header x-herder-ignored-fields. pull: whoever administers may
+    fetch and delete models while it runs. images: where those that requests name by URL may be fetched from."""
 
     host: str = "127.0.0.1"
     port: int = 8080
@@ -198,7 +199,8 @@ def check_config(config: Config) -> None:
 def _absolute(value: Any, names: tuple[str, ...], folder: Path | None) -> dict[str, Any]:
     given = {name: getattr(value, name) for name in names}
     base = folder or Path()
-    return {name: str(base / Path(path).expanduser()) for name, path in given.items() if path is not None}
+    files = {name: path for name, path in given.items() if path is not None and (name, path) != ("responses", OFF)}
+    return {name: str(base / Path(path).expanduser()) for name, path in files.items()}
 
 
 # Typed reading -------------------------------------------------------------------------------------------------------

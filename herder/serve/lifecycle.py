@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from herder.core import machine
 from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel, UsageError
 from herder.core.sizes import bytes_text
 from herder.serve.config import Config
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from herder.serve.gate import Gate
+    from herder.serve.pulled import Pulled
     from herder.serve.server import Server
 
 MISSING = "herder serve needs what the base install has not: pip install 'herder[serve]'"
@@ -62,7 +64,11 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
         idle=config.idle,
         changed=changed,
     )
-    server = Server(config, models, gate=gate or open_gate(config), log=log)
+    pulled = _pulled(config)
+    for spec in pulled.specs() if pulled is not None else ():
+        if store.find(spec.source) is not None:
+            models.add(spec)  # a name that the configuration has keeps its meaning
+    server = Server(config, models, gate=gate or open_gate(config), log=log, pulled=pulled)
     if config.logging.traces is not None:
         from herder.serve.traces import Traces
 
@@ -70,15 +76,29 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
     return server
 
 
+def _pulled(config: Config) -> Pulled | None:
+    """What clients have pulled here, where the configuration lets them."""
+    if not config.pull:
+        return None
+    from herder.serve.pulled import Pulled
+
+    return Pulled(machine.state_home() / "pulled.json")
+
+
 def described(config: Config) -> list[str]:
     """What would run, in lines for a person. Raises HerderError for what can be seen to be wrong: a file that is
     missing, a model that does not fit."""
     check_installed()
     check_tls(config)
+    from herder.serve.dialects.openai_responses import store_path
+    from herder.serve.store import check_store
+
     lines = [f"listen on {config.url}" + ("" if config.keys is not None else ", without keys: this machine only")]
     for path in filter(None, (config.tls_certificate, config.tls_key, config.keys)):
         if not Path(path).is_file():
             raise StorageError(f"there is no file {path}, which the configuration names")
+    if (responses := store_path(config)) is not None:
+        check_store(responses)
     for spec in config.models:
         names = f" (also {', '.join(spec.aliases)})" if spec.aliases else ""
         when = "from the start" if spec.preload else "when asked for"
@@ -95,6 +115,10 @@ def described(config: Config) -> list[str]:
             f"{spec.name}{names}: {found}, {when}, context {need.context}, {spec.runtime} runtime, "
             f"{bytes_text(need.bytes)} with {bytes_text(need.kv_memory or 0)} of KV cache"
         )
+    if (pulled := _pulled(config)) is not None:
+        here = [spec.name for spec in pulled.specs() if store.find(spec.source) is not None]
+        lines.append(f"clients may pull models; of those they have: {', '.join(here) or 'none'}")
+    lines.append("responses are not stored" if responses is None else f"responses are stored in {responses}")
     memory = "what is free" if config.memory is None else bytes_text(config.memory)
     idle = f"after {config.idle:g} s without a request" if config.idle else "only for another one"
     lines.append(f"memory for models: {memory}; a model is unloaded {idle}")
@@ -130,7 +154,10 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
     await asyncio.sleep(0)
     try:
         from herder.serve.app import build_app
+        from herder.serve.dialects.openai_responses import store_of, store_path
 
+        if store_path(config) is not None:
+            await store_of(server).open()
         web = web_server(config, build_app(server))
     except BaseException:
         preloading.cancel()

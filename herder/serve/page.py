@@ -42,7 +42,7 @@ HEADERS = {
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
     "referrer-policy": "no-referrer",
     "x-content-type-options": "nosniff",
-    "vary": "accept-encoding",
+    "vary": "accept, accept-encoding",
 }
 PAGES = {"/": "index.html", "/docs": "docs.html"}
 TYPES = {
@@ -106,6 +106,9 @@ def _count(request: Request, path: str) -> None:
 async def _file(request: Request) -> Response:
     path = request.url.path
     _count(request, "/assets/{name}" if path.startswith("/assets/") else path)
+    if path == "/" and "text/html" not in request.headers.get("accept", ""):
+        # Ollama's clients ask here whether there is a server, and some compare the words.
+        return PlainTextResponse("Ollama is running", headers={"vary": "accept"})
     file = static_files().get("/" + PAGES.get(path, path[1:]))
     if file is None:
         return PlainTextResponse("there is no such file\n", 404, HEADERS)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
 
     from herder.llm import LLM
+    from herder.serve.pulled import Pulled
     from herder.serve.reply import Reply
     from herder.serve.traces import Traces
 
@@ -59,6 +60,7 @@ class Server:
         metrics: Metrics | None = None,
         log: Log | None = None,
         images: LinkedImages | None = None,
+        pulled: Pulled | None = None,
     ) -> None:
         self.config = config
         self.models = models
@@ -67,6 +69,7 @@ class Server:
         self.metrics = metrics or Metrics()
         self.log = log or Log(requests=False)
         self.images = images or LinkedImages(config, self.log)
+        self.pulled = pulled
         self.extra: dict[str, Any] = {}
         self.traces: Traces | None = None
         self.draining = False

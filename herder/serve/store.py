@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,6 +92,17 @@ class Stored:
     input: Sequence[Item]
     output: Sequence[Item]
     previous: str | None = None
+
+
+def check_store(path: str | Path) -> None:
+    """Raises StorageError for what opening the file would refuse; makes none."""
+    path = Path(path)
+    if path.exists():
+        connect(path, _KIND).close()
+        return
+    folder = next(one for one in path.absolute().parents if one.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise StorageError(f"the file of {_KIND.name} {path} cannot be made: {folder} is no folder to write to")
 
 
 class ResponseStore:

@@ -97,7 +97,7 @@ void Pass::reserve() {
   if (m.has_dense) {
     m.gate.reserve(tokens_, c.ffn_dim);
     m.up.reserve(tokens_, c.ffn_dim);
-    if (!single_) m.q_ffn_in.reserve(tokens_, c.ffn_dim);
+    if (!single_) m.q_ffn_in.reserve(*m.kernels, tokens_, c.ffn_dim, m.inputs);
   }
   if (m.has_experts) reserve_experts();
   for (const int32_t position : position_) temperature_.push_back(temperature(c, position));
@@ -106,8 +106,8 @@ void Pass::reserve() {
     m.logits.reserve(rows, c.vocab);
     m.outputs.reserve(rows, c.dim);
   }
-  m.q_dim_in.reserve(std::max<int64_t>(tokens_, rows), c.dim);
-  if (!single_) m.q_attn_in.reserve(tokens_, c.q_dim());
+  m.q_dim_in.reserve(*m.kernels, std::max<int64_t>(tokens_, rows), c.dim, m.inputs);
+  if (!single_) m.q_attn_in.reserve(*m.kernels, tokens_, c.q_dim(), m.inputs);
   const size_t output_blocks = output_rows_.size() / kOutputRows + 1;
   counters_ = std::vector<Counter>(static_cast<size_t>(c.n_layers) * 6 + output_blocks * 3 + 4);
   thread_phase_.assign(static_cast<size_t>(m.team->size()) * 8, 0);

@@ -5,10 +5,12 @@
 
 #include "attention.h"
 #include "elementwise.h"
+#include "matmul_bf16.h"
 #include "matmul_float.h"
 #include "matmul_integer.h"
 #include "routing.h"
 #if defined(HD_AMX)
+#include "matmul_bf16_tiles.h"
 #include "matmul_tiles.h"
 #endif
 
@@ -18,11 +20,15 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
                    float* out, int64_t stride, uint8_t* scratch) {
   switch (w.layout) {
     case Layout::kF32:
-      return FloatPanelKernel<Layout::kF32>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+      return FloatProduct<FloatKernel<Layout::kF32>>::matmul(w, a, tokens, begin, end, store, out, stride);
     case Layout::kF16:
-      return FloatPanelKernel<Layout::kF16>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+      return FloatProduct<FloatKernel<Layout::kF16>>::matmul(w, a, tokens, begin, end, store, out, stride);
     case Layout::kBF16:
-      return FloatPanelKernel<Layout::kBF16>::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
+#if defined(HD_AMX)
+      return Bf16Tiles{w, a, store, out, stride}.all(tokens, begin, end, scratch);
+#else
+      return FloatProduct<Bf16Kernel>::matmul(w, a, tokens, begin, end, store, out, stride);
+#endif
     default:
       break;
   }
@@ -38,12 +44,36 @@ static size_t matmul_scratch([[maybe_unused]] const Matrix& w) {
 #if defined(HD_AMX)
   if (w.integer())
     return static_cast<size_t>(w.padded_cols) * kLanes + static_cast<size_t>(w.padded_cols / w.group) * kLanes * 8;
+  if (w.layout == Layout::kBF16) return kBf16Scratch;
 #endif
   return 64;
 }
 
 // Independent sums of a peak measurement: enough to hide latency, few enough to stay in registers.
 constexpr int kPeakAccumulators = kTileRegisters >= 12 ? 12 : 6;
+
+// N vectors as fields, which the compiler keeps in registers; the elements of an array it stored again and again. They
+// begin with different values, or it would see that one stands for all.
+template <class V, int N>
+struct Accumulators {
+  V first;
+  Accumulators<V, N - 1> rest;
+
+  template <class Fn>
+  HD_INLINE explicit Accumulators(Fn start) : first(start(N)), rest(start) {}
+  template <class Fn>
+  HD_INLINE void each(Fn f) {
+    first = f(first);
+    rest.each(f);
+  }
+};
+template <class V>
+struct Accumulators<V, 0> {
+  template <class Fn>
+  HD_INLINE explicit Accumulators(Fn) {}
+  template <class Fn>
+  HD_INLINE void each(Fn) {}
+};
 
 static double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
@@ -79,18 +109,20 @@ static double int8_peak(double seconds) {
   alignas(64) uint8_t w[64];
   alignas(4) int8_t a[4] = {1, 2, 3, 4};
   std::memset(w, 1, sizeof w);
-  I acc[kPeakAccumulators];
-  for (auto& x : acc) x = i_set1(0);
+  Accumulators<I, kPeakAccumulators> sums([](int i) { return i_set1(i); });
   const B weights = b_code8(b_load(w));
   do {
     for (int i = 0; i < 4000; ++i) {
-      asm volatile("" ::: "memory");
-      for (auto& x : acc) x = dot4_byte(x, weights, a);
+      asm volatile("" : "+m"(a));  // other activations, for all that the compiler knows
+      sums.each([&](I x) { return dot4_byte(x, weights, a); });
     }
     operations += 4000.0 * kPeakAccumulators * 2 * 64;
   } while (seconds_since(start) < seconds);
   volatile int32_t sink = 0;
-  for (auto& x : acc) sink = sink + i_sum(x);
+  sums.each([&](I x) {
+    sink = sink + i_sum(x);
+    return x;
+  });
 #endif
   return operations / seconds_since(start);
 }
@@ -99,18 +131,20 @@ static double f32_peak(double seconds) {
   const auto start = std::chrono::steady_clock::now();
   double operations = 0;
   float one = 0.5f;
-  F acc[kPeakAccumulators];
-  for (auto& x : acc) x = f_zero();
+  Accumulators<F, kPeakAccumulators> sums([](int i) { return f_set1(static_cast<float>(i)); });
   do {
     for (int i = 0; i < 4000; ++i) {
-      asm volatile("" ::: "memory");
+      asm volatile("" : "+m"(one));
       const F y = f_set1(one);
-      for (auto& x : acc) x = f_fma(x, y, y);
+      sums.each([&](F x) { return f_fma(x, y, y); });
     }
     operations += 4000.0 * kPeakAccumulators * 2 * 16;
   } while (seconds_since(start) < seconds);
   volatile float sink = 0;
-  for (auto& x : acc) sink = sink + lanes_sum(x);
+  sums.each([&](F x) {
+    sink = sink + lanes_sum(x);
+    return x;
+  });
   return operations / seconds_since(start);
 }
 
@@ -134,6 +168,8 @@ static const Kernels* table(const char* isa) {
       .matmul = matmul,
       .matmul_scratch = matmul_scratch,
       .quantize = quantize,
+      .round_bf16 = round_bf16,
+      .rounded_bytes = sizeof(Rounded),
       .rms_norm = rms_norm,
       .silu_mul = silu_mul,
       .add = add,

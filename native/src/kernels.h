@@ -45,6 +45,9 @@ struct Kernels {
   // x[n] of one token -> its bytes and fields among those of `tokens` tokens (layout.h), the last unit zero-filled. NaN
   // or infinity makes a scale NaN.
   void (*quantize)(const float* x, int64_t n, int8_t* q, float* fields, int64_t tokens);
+  // The same, rounded to bfloat16 in elements of rounded_bytes.
+  void (*round_bf16)(const float* x, int64_t n, uint8_t* rounded, int64_t tokens);
+  int64_t rounded_bytes;
   void (*rms_norm)(const float* x, const float* weight, int64_t n, float eps, float* out);
   void (*silu_mul)(float* gate, const float* up, int64_t n);  // gate = silu(gate) * up
   void (*add)(float* out, const float* x, int64_t n);

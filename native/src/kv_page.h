@@ -37,7 +37,8 @@ struct KvPage {
   // 16 lanes of both inputs of a pair.
   static HD_INLINE void load(const uint8_t* p, size_t pair, F& even, F& odd) {
     if constexpr (Half) {
-      f_load_bf16_pairs(reinterpret_cast<const uint16_t*>(p), even, odd);
+      even = f_even_bf16(reinterpret_cast<const uint16_t*>(p));
+      odd = f_odd_bf16(reinterpret_cast<const uint16_t*>(p));
     } else {
       even = f_load(reinterpret_cast<const float*>(p));
       odd = f_load(reinterpret_cast<const float*>(p + pair / 2));

@@ -5,6 +5,8 @@
 // then scaled and added in the order of matmul_integer.h, with the 16 accumulators of the tokens in registers.
 #pragma once
 
+#include <utility>
+
 #include "matmul_integer.h"
 
 namespace herder::HD_ISA_NAMESPACE {
@@ -82,73 +84,124 @@ HD_INLINE void unpack_panel(const Matrix& w, int64_t panel, const PanelBuffer& o
   }
 }
 
-// Products of groups g and g + 1 of a unit, into part and part + 1.
-template <int G>
-HD_INLINE void tile_pair(const int8_t* q, const uint8_t* codes, int g, int32_t (*part)[kTileTokens * kLanes]) {
-  codes += static_cast<size_t>(g) * G * 16;
-  _tile_loadd(4, q + g * G, kUnit);
-  _tile_loadd(5, codes, 64);
-  _tile_zero(0);
-  _tile_dpbssd(0, 4, 5);
-  _tile_loadd(6, q + (g + 1) * G, kUnit);
-  _tile_loadd(7, codes + G * 16, 64);
-  _tile_zero(1);
-  _tile_dpbssd(1, 6, 7);
-  _tile_stored(0, part[0], 64);
-  _tile_stored(1, part[1], 64);
+// f(0), f(1), ... f(N - 1) with the index as a constant: what keeps an array of vectors in registers (GCC 12 leaves it
+// in memory when the loop over it has more than a few turns).
+template <int N, class Body>
+HD_INLINE void unrolled(Body body) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (body(std::integral_constant<int, i>{}), ...);
+  }
+  (std::make_integer_sequence<int, N>{});
 }
+
+// The tile instructions by number, a constant of the template; the intrinsics of GCC 12 want a literal, and do not say
+// which memory they read and write.
+template <int T>
+HD_INLINE void tile_zero() {
+  asm volatile("tilezero %%tmm%c0" ::"i"(T));
+}
+template <int T>
+HD_INLINE void tile_load(const void* rows, int64_t stride) {  // what is read must be in memory: see matmul_tiles()
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(rows), "r"(stride), "i"(T));
+}
+template <int Sum, int A, int B>
+HD_INLINE void tile_multiply() {
+  asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(Sum), "i"(A), "i"(B));
+}
+constexpr int kPart = kTileTokens * kLanes;  // results of a tile
+template <int T>
+HD_INLINE void tile_store(int32_t (&part)[kPart]) {
+  asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "=m"(part) : "r"(part), "r"(int64_t{64}), "i"(T));
+}
+
+// The products of one panel with 16 tokens.
+//
+// Tiles come back through memory, and multiplying and storing them takes the issue port of half the vector arithmetic:
+// on Granite Rapids 28 cycles a group of 32 for the tile and 27 for scaling and adding, one after the other whatever
+// the order. So nothing else may stand in the way: the sums stay in registers, and while one group's tile is
+// multiplied, the vector units take the results of a group two units earlier, which need no waiting for.
+template <int G, bool Min>
+struct TileBlock {
+  static constexpr int kGroups = kUnit / G, kPerScale = kActivationGroup / G;
+  static constexpr int kBehind = 2, kRing = 4;  // units
+  using Ring = int32_t[kRing][kGroups][kPart];
+  using Totals = F[kTileTokens];
+
+  const int64_t distance;  // of units and fields (Activations::tokens)
+  const int8_t* q;
+  const float* fields;
+  const uint8_t* codes;
+  const float *scales, *minima;
+
+  // Group g of the unit at q into tile g % 2.
+  template <int g>
+  HD_INLINE void multiply() {
+    tile_load<4 + g % 2 * 2>(q + g * G, kUnit);
+    tile_load<5 + g % 2 * 2>(codes + g * G * kLanes, 64);
+    tile_zero<g % 2>();
+    tile_multiply<g % 2, 4 + g % 2 * 2, 5 + g % 2 * 2>();
+  }
+
+  // Adds tokens begin..end of what group g gave.
+  template <int g, int begin, int end>
+  HD_INLINE void add(const int32_t* part, Totals& total) {
+    const F scale = f_load(scales + g * kLanes);
+    const float* as = fields + (kScale + g / kPerScale) * distance;
+    unrolled<end - begin>([&](auto i) __attribute__((always_inline)) {
+      constexpr int t = begin + i;
+      total[t] = f_fma(f_mul(f_from_i(i_load(part + t * kLanes)), f_set1(as[t])), scale, total[t]);
+    });
+    if constexpr (Min) {
+      const F minimum = f_load(minima + g * kLanes);
+      const float* masses = fields + ((G == 16 ? kMass16 : kMass32) + g) * distance;
+      unrolled<end - begin>([&](auto i) __attribute__((always_inline)) {
+        constexpr int t = begin + i;
+        total[t] = f_fma(f_set1(masses[t]), minimum, total[t]);
+      });
+    }
+  }
+
+  // Multiplies unit `put`, adds unit `take`: both, or one of the two.
+  template <bool Multiply, bool Add>
+  HD_INLINE void step(int64_t put, int64_t take, Ring& ring, Totals& total) {
+    unrolled<kGroups>([&](auto g) __attribute__((always_inline)) {
+      const int32_t* part = ring[take % kRing][g];
+      if constexpr (Multiply) multiply<g>();
+      if constexpr (Add) add<g, 0, kTileTokens / 2>(part, total);
+      if constexpr (Multiply && g > 0) tile_store<(g - 1) % 2>(ring[put % kRing][g - 1]);
+      if constexpr (Multiply && g == 0)
+        if (put > 0) tile_store<(kGroups - 1) % 2>(ring[(put - 1) % kRing][kGroups - 1]);
+      if constexpr (Add) add<g, kTileTokens / 2, kTileTokens>(part, total);
+    });
+    if constexpr (Multiply) q += distance * kUnit, codes += kUnit * kLanes;
+    if constexpr (Add) {
+      scales += kGroups * kLanes;
+      if constexpr (Min) minima += kGroups * kLanes;
+      fields += distance * kActivationFields;
+    }
+  }
+
+  HD_INLINE void run(int64_t units, Totals& total) {
+    alignas(64) Ring ring;
+    unrolled<kTileTokens>([&](auto t) __attribute__((always_inline)) { total[t] = f_zero(); });
+    int64_t put = 0, take = 0;
+    while (put < units && put < kBehind) step<true, false>(put++, 0, ring, total);
+    while (put < units) step<true, true>(put++, take++, ring, total);
+    tile_store<(kGroups - 1) % 2>(ring[(put - 1) % kRing][kGroups - 1]);
+    while (take < units) step<false, true>(0, take++, ring, total);
+  }
+};
 
 template <int G, bool Min>
 HD_INLINE void tile_block(const Matrix& w, const Activations& a, const PanelBuffer& b, int64_t token, int64_t tokens,
                           int64_t panel, Store store, float* out, int64_t out_stride) {
-  constexpr int kGroups = kUnit / G, kPerScale = kActivationGroup / G;
-  const int64_t units = w.padded_cols / kUnit;
-  const int8_t* q = a.q + token * kUnit;
-  const float* fields = a.fields + token;
-  const uint8_t* codes = b.codes;
-  const float *scales = b.scales, *minima = b.minima;
-  alignas(64) int32_t part[4][kTileTokens * kLanes];
   F total[kTileTokens];
-  for (int t = 0; t < kTileTokens; ++t) total[t] = f_zero();
-  // The tiles work one pair of groups ahead of the vector units.
-  tile_pair<G>(q, codes, 0, part);
-  int slot = 0;
-  for (int64_t unit = 0; unit < units; ++unit) {
-    const int8_t* next = q + a.tokens * kUnit;
-    for (int pair = 0; pair < kGroups; pair += 2) {
-      if (pair + 2 < kGroups) {
-        tile_pair<G>(q, codes, pair + 2, part + (slot ^ 2));
-      } else if (unit + 1 < units) {
-        tile_pair<G>(next, codes + kUnit * kLanes, 0, part + (slot ^ 2));
-      }
-      for (int g = pair; g < pair + 2; ++g, scales += kLanes) {
-        const F scale = f_load(scales);
-        const float* as = fields + (kScale + g / kPerScale) * a.tokens;
-        const int32_t* p = part[slot + g - pair];
-        for (int t = 0; t < kTileTokens; ++t)
-          total[t] = f_fma(f_mul(f_from_i(i_load(p + t * kLanes)), f_set1(as[t])), scale, total[t]);
-        if constexpr (Min) {
-          const F minimum = f_load(minima);
-          minima += kLanes;
-          const float* masses = fields + ((G == 16 ? kMass16 : kMass32) + g) * a.tokens;
-          for (int t = 0; t < kTileTokens; ++t) total[t] = f_fma(f_set1(masses[t]), minimum, total[t]);
-        }
-      }
-      slot ^= 2;
-    }
-    codes += kUnit * kLanes;
-    q = next;
-    fields += a.tokens * kActivationFields;
-  }
-  if (tokens == kTileTokens) {
-    for (int t = 0; t < kTileTokens; ++t)
-      store_lanes(w, panel, total[t], store, out + (token + t) * out_stride + panel * kLanes);
-    return;
-  }
-  alignas(64) float rest[kTileTokens][kLanes];
-  for (int t = 0; t < kTileTokens; ++t) f_store(rest[t], total[t]);
-  for (int64_t t = 0; t < tokens; ++t)
-    store_lanes(w, panel, f_load(rest[t]), store, out + (token + t) * out_stride + panel * kLanes);
+  TileBlock<G, Min>{a.tokens, a.q + token * kUnit, a.fields + token, b.codes, b.scales, b.minima}.run(
+      w.padded_cols / kUnit, total);
+  out += token * out_stride + panel * kLanes;
+  unrolled<kTileTokens>([&](auto t) __attribute__((always_inline)) {
+    if (t < tokens) store_lanes(w, panel, total[t], store, out + t * out_stride);
+  });
 }
 
 template <Layout L, int G, bool Min>
@@ -158,7 +211,7 @@ void matmul_tiles(const PanelKernel<L, G, Min>&, const Matrix& w, const Activati
   configure_tiles<G>();
   for (int64_t panel = begin; panel < end; ++panel) {
     unpack_panel<PanelKernel<L, G, Min>, L, G, Min>(w, panel, buffer);
-    asm volatile("" ::: "memory");  // GCC 12's _tile_loadd does not say that it reads memory: keep the stores above it
+    asm volatile("" ::: "memory");  // tile_load does not say what it reads: keep the stores above it
     for (int64_t t = 0; t < tokens; t += kTileTokens)
       tile_block<G, Min>(w, a, buffer, t, tokens - t < kTileTokens ? tokens - t : kTileTokens, panel, store, out,
                          stride);

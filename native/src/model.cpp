@@ -105,16 +105,18 @@ void create_work_space(hd_model& m, size_t threads) {
     list->resize(threads);
   for (auto* list : {&m.own_normed, &m.own_expert_in}) list->resize(threads);
   const int64_t slots = c.expert_slots(1);
+  const Kernels& k = *m.kernels;
+  constexpr uint32_t kAny = kQuantized | kRounded;  // tensors are still to come
   for (size_t i = 0; i < threads; ++i) {
-    m.own_dim_in[i].reserve(1, c.dim);
-    m.own_attn_in[i].reserve(1, c.q_dim());
+    m.own_dim_in[i].reserve(k, 1, c.dim, kAny);
+    m.own_attn_in[i].reserve(k, 1, c.q_dim(), kAny);
     m.own_normed[i].reserve(1, c.dim);
     m.attention_scratch[i].reserve(1, static_cast<int64_t>(attention_scratch(c.head_dim)));
-    if (m.has_dense) m.own_ffn_in[i].reserve(1, c.ffn_dim);
+    if (m.has_dense) m.own_ffn_in[i].reserve(k, 1, c.ffn_dim, kAny);
     if (!m.has_experts) continue;
     m.own_expert_in[i].reserve(slots, c.dim);
-    m.own_q_expert_in[i].reserve(slots, c.dim);
-    m.own_q_expert_hidden[i].reserve(slots, c.expert_width());
+    m.own_q_expert_in[i].reserve(k, slots, c.dim, kAny);
+    m.own_q_expert_hidden[i].reserve(k, slots, c.expert_width(), kAny);
   }
 }
 
@@ -127,22 +129,28 @@ void FloatBuffer::reserve(int64_t tokens, int64_t width) {
   data = align<float>(memory.data());
 }
 
-void QuantizedBuffer::reserve(int64_t count, int64_t cols) {
+void QuantizedBuffer::reserve(const Kernels& k, int64_t count, int64_t cols, uint32_t prepared) {
   // Tiles read whole rows of 16 tokens, and only for many. An odd number of rows keeps units of the same tokens from
   // falling into the same cache sets.
   const int64_t rows = pad_to(count, kTokenPad) / kTokenPad;
   tokens = count <= 8 ? count : (rows | 1) * kTokenPad;
   const auto units = static_cast<size_t>(pad_to(cols, kUnit) / kUnit), n = static_cast<size_t>(tokens);
-  const size_t need = units * n * (kUnit + kActivationFields * sizeof(float)) + 2 * kAlign;
+  rounded_bytes = kRoundedBlock * k.rounded_bytes;
+  const size_t bytes = prepared & kQuantized ? units * n * (kUnit + kActivationFields * sizeof(float)) : 0;
+  const size_t need =
+      bytes + (prepared & kRounded ? units * n * 2 * static_cast<size_t>(rounded_bytes) : 0) + 3 * kAlign;
   if (memory.size() < need) memory.assign(need, 0);
   q = align<int8_t>(memory.data());
-  fields = align<float>(q + units * n * kUnit);
+  fields = align<float>(q + (prepared & kQuantized ? units * n * kUnit : 0));
+  rounded = align<uint8_t>(memory.data() + bytes + kAlign);
 }
 
 Activations QuantizedBuffer::view() const {
   Activations a;
   a.q = q;
   a.fields = fields;
+  a.rounded = rounded;
+  a.rounded_bytes = rounded_bytes;
   a.tokens = tokens;
   return a;
 }

@@ -22,9 +22,9 @@ struct Layer {
   Matrix gate, up, down;  // dense
   Matrix router;          // with experts, as the three below; always float32
   Matrix shared_gate, shared_up, shared_down;
-  bool quantized_experts = false;  // whether a gate or up matrix of theirs takes int8 activations
-  bool quantized_down = false;     // the same of a down matrix
-  size_t kv_offset = 0;            // of the layer in a page of its store
+  uint32_t expert_inputs = kFloat;  // what gate and up matrices of theirs read (layout.h)
+  uint32_t down_inputs = kFloat;    // the same of down matrices
+  size_t kv_offset = 0;             // of the layer in a page of its store
 };
 
 // Pages of the layers that share a store: [page][layer][kv head][K block, V block]. What a short conversation touches
@@ -56,16 +56,18 @@ struct Config {
   int64_t expert_width() const { return std::max(expert_ffn_dim, shared_ffn_dim); }
 };
 
-// Quantized activations of a batch (layout.h); grown to the largest seen.
+// Prepared activations of a batch (layout.h); grown to the largest seen.
 struct QuantizedBuffer {
   std::vector<uint8_t> memory;
   int8_t* q = nullptr;
   float* fields = nullptr;
-  int64_t tokens = 0;
+  uint8_t* rounded = nullptr;
+  int64_t rounded_bytes = 0, tokens = 0;
 
-  void reserve(int64_t count, int64_t cols);
-  void quantize(const Kernels& k, const float* x, int64_t n, int64_t token) const {
-    k.quantize(x, n, q + token * kUnit, fields + token, tokens);
+  void reserve(const Kernels& k, int64_t count, int64_t cols, uint32_t prepared);
+  void prepare(const Kernels& k, const float* x, int64_t n, int64_t token, uint32_t prepared) const {
+    if (prepared & kQuantized) k.quantize(x, n, q + token * kUnit, fields + token, tokens);
+    if (prepared & kRounded) k.round_bf16(x, n, rounded + token * rounded_bytes, tokens);
   }
   Activations view() const;
   size_t bytes() const { return memory.size(); }
@@ -97,6 +99,7 @@ struct hd_model {
   std::vector<herder::Layer> layers;
   herder::ExpertStore experts;
   bool has_experts = false, has_dense = false;  // layers of the kind
+  uint32_t inputs = herder::kFloat;             // what its matrices read (layout.h)
   bool finished = false;
 
   std::vector<float> ones;                // head_dim of them: the weight of the norm that has none

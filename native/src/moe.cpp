@@ -58,8 +58,8 @@ void Pass::reserve_experts() {
   if (!single_) {
     m.expert_in.reserve(slots, c.dim);
     // a group may begin anywhere, and tiles read 16 rows at a time
-    m.q_expert_in.reserve(slots + kTokenPad, c.dim);
-    m.q_expert_hidden.reserve(slots + kTokenPad, c.expert_width());
+    m.q_expert_in.reserve(*m.kernels, slots + kTokenPad, c.dim, m.inputs);
+    m.q_expert_hidden.reserve(*m.kernels, slots + kTokenPad, c.expert_width(), m.inputs);
   }
   routed_expert_.resize(static_cast<size_t>(rows * c.n_experts_used));
   routed_weight_.resize(routed_expert_.size());
@@ -116,7 +116,7 @@ void Pass::route(int thread, int32_t index) {
   tap(thread, "router", index, m.router_logits.data, tokens_, c.n_experts, m.router_logits.stride);
 }
 
-// Each slot's input in a row of its own, scaled, and int8 where the experts take it so.
+// Each slot's input in a row of its own, scaled, and prepared as the experts read it.
 void Pass::gather(int thread, const Layer& l, const ExpertSlots& slots) {
   const int64_t dim = m.config.dim;
   const auto self = static_cast<size_t>(thread);
@@ -130,7 +130,7 @@ void Pass::gather(int thread, const Layer& l, const ExpertSlots& slots) {
     const float scale = slots.scale[static_cast<size_t>(slot)];
     float* row = in.row(slot);
     for (int64_t i = 0; i < dim; ++i) row[i] = x[i] * scale;
-    if (l.quantized_experts) q.quantize(*m.kernels, row, dim, slot);
+    q.prepare(*m.kernels, row, dim, slot, l.expert_inputs);
   }
   if (!single_) wait();
 }
@@ -208,7 +208,7 @@ void Pass::expert_panels(int thread, ExpertSlots& slots, size_t begin, size_t en
   if (thread == 0) expert_counters_[(slots.phase + 1) % 3].reset();
   ++slots.phase;
   const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, 8);
-  const auto block_of = [&](const ExpertGroup& g) { return std::min(token_block(g[part].padded_cols), g.count); };
+  const auto block_of = [&](const ExpertGroup& g) { return std::min(token_block(g[part]), g.count); };
   const auto steps_of = [&](const ExpertGroup& g) { return (g[part].panels + step - 1) / step; };
   size_t g = begin;
   int64_t first = 0;  // item of group g
@@ -248,14 +248,14 @@ void Pass::expert_up(int thread, const Layer& l, ExpertSlots& slots, size_t begi
                                (to - from) * kLanes);
                 });
   wait();
-  if (!l.quantized_down) return;
+  if (l.down_inputs == kFloat) return;
   const QuantizedBuffer& q = single_ ? m.own_q_expert_hidden[self] : m.q_expert_hidden;
   const int64_t first = slots.groups[begin].first, last = slots.groups[end - 1].first + slots.groups[end - 1].count;
   const auto [from, to] = single_ ? std::pair<int64_t, int64_t>{0, last - first} : share(thread, last - first);
   size_t g = begin;
   for (int64_t slot = first + from; slot < first + to; ++slot) {
     while (slot >= slots.groups[g].first + slots.groups[g].count) ++g;
-    q.quantize(k, m.expert_gate.row(slot), slots.groups[g][ExpertPart::kDown].cols, slot);
+    q.prepare(k, m.expert_gate.row(slot), slots.groups[g][ExpertPart::kDown].cols, slot, l.down_inputs);
   }
   if (!single_) wait();
 }

@@ -59,7 +59,7 @@ void Pass::outputs(int thread) {
     for (int64_t r = thread; r < rows; r += m.team->size()) {
       k.rms_norm(m.x.row(output_rows_[static_cast<size_t>(begin + r)].token), m.final_norm, c.dim, c.norm_eps,
                  m.outputs.row(r));
-      if (head.integer()) m.q_dim_in.quantize(k, m.outputs.row(r), c.dim, r);
+      m.q_dim_in.prepare(k, m.outputs.row(r), c.dim, r, head.prepared());
     }
     wait();
     tap(thread, "final_norm", -1, m.outputs.data, rows, c.dim, m.outputs.stride);

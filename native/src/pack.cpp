@@ -10,6 +10,9 @@
 namespace herder {
 namespace {
 
+// Where a panel of bfloat16 has input k of a lane: pairs of inputs lie together.
+int64_t bf16_at(int64_t lane, int64_t k) { return (k / 2 * kLanes + lane) * 2 + k % 2; }
+
 // The formats whose scales are float16 in the file keep them bit for bit; the others (products of scales) are rounded
 // to float16 after a power of two per row brought them into range.
 bool scales_are_f16(int32_t id) {
@@ -133,7 +136,7 @@ struct Packer {
         format.expand(source_row(row), w.cols / format.block, expanded);
       }
       const Word* words = reinterpret_cast<const Word*>(expanded);
-      for (int64_t k = 0; k < w.cols; ++k) out[k * kLanes + lane] = words[k];
+      for (int64_t k = 0; k < w.cols; ++k) put(out, lane, k, words[k]);
     }
   }
 
@@ -144,13 +147,25 @@ struct Packer {
     const auto size = static_cast<size_t>(format.bytes);
     const int64_t lanes = std::min<int64_t>(kLanes, w.rows - panel * kLanes);
     const uint8_t* source = stored.data + static_cast<size_t>(panel * kLanes) * size;
-    for (int64_t k = 0; k < w.cols; ++k, out += kLanes, source += static_cast<size_t>(stored.turned) * size) {
+    Word words[kLanes];
+    for (int64_t k = 0; k < w.cols; ++k, source += static_cast<size_t>(stored.turned) * size) {
       if (as_stored<Word>()) {
-        std::memcpy(out, source, static_cast<size_t>(lanes) * size);
+        std::memcpy(words, source, static_cast<size_t>(lanes) * size);
       } else {
-        format.expand(source, lanes, reinterpret_cast<float*>(out));
+        format.expand(source, lanes, reinterpret_cast<float*>(words));
       }
+      for (int64_t lane = 0; lane < lanes; ++lane) put(out, lane, k, words[lane]);
     }
+  }
+
+  template <class Word>
+  void put(Word* out, int64_t lane, int64_t k, Word word) const {
+    if constexpr (sizeof(Word) == 2)
+      if (w.layout == Layout::kBF16) {
+        out[bf16_at(lane, k)] = keep_bf16(word);
+        return;
+      }
+    out[k * kLanes + lane] = word;
   }
 
   template <class Word>
@@ -171,8 +186,8 @@ Matrix plan_matrix(const FormatInfo& format, int64_t rows, int64_t cols, bool as
   w.panels = pad_to(rows, kLanes) / kLanes;
   if (as_float || format.bits == 0) {
     w.layout = as_float || format.id == HD_F32 ? Layout::kF32 : format.id == HD_F16 ? Layout::kF16 : Layout::kBF16;
-    w.padded_cols = cols;
-    w.panel_bytes = static_cast<size_t>(cols) * kLanes * (w.layout == Layout::kF32 ? 4 : 2);
+    w.padded_cols = w.layout == Layout::kBF16 ? pad_to(cols, kRoundedBlock) : cols;
+    w.panel_bytes = static_cast<size_t>(w.padded_cols) * kLanes * (w.layout == Layout::kF32 ? 4 : 2);
   } else {
     w.layout = format.bits == 8 ? Layout::kByte : format.table ? Layout::kNibbleTable : Layout::kNibble;
     w.group = format.group;
@@ -237,12 +252,10 @@ void unpack_row(const Matrix& w, int64_t row, float* out) {
   if (!w.integer()) {
     for (int64_t k = 0; k < w.cols; ++k) {
       const int64_t at = k * kLanes + lane;
-      if (w.layout == Layout::kF32) {
-        out[k] = reinterpret_cast<const float*>(s)[at];
-      } else {
-        const uint16_t word = reinterpret_cast<const uint16_t*>(s)[at];
-        out[k] = w.layout == Layout::kF16 ? f16_to_f32(word) : bf16_to_f32(word);
-      }
+      const auto* words = reinterpret_cast<const uint16_t*>(s);
+      out[k] = w.layout == Layout::kF32   ? reinterpret_cast<const float*>(s)[at]
+               : w.layout == Layout::kF16 ? f16_to_f32(words[at])
+                                          : bf16_to_f32(words[bf16_at(lane, k)]);
     }
     return;
   }

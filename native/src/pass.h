@@ -45,10 +45,15 @@ struct OutputRow {
   int64_t token;         // row of the batch
 };
 
-// Tokens whose int8 activations of `padded` inputs stay in a core's cache.
-inline int64_t token_block(int64_t padded) {
-  return std::max<int64_t>(48, static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * padded, 1) / 48 * 48);
+// Tokens whose int8 activations stay in a core's cache. bfloat16 products cut their inputs themselves.
+inline int64_t token_block(const Matrix& w) {
+  if (w.layout == Layout::kBF16) return 512;
+  return std::max<int64_t>(48,
+                           static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * w.padded_cols, 1) / 48 * 48);
 }
+
+// Panels of an item: the more, the more often a cached input is used.
+inline int64_t panel_step(const Matrix& w) { return w.layout == Layout::kBF16 ? 16 : 8; }
 
 // The first position that a query at `position` sees.
 inline int32_t first_visible(const hd_layer_plan& plan, int32_t position) {
@@ -61,6 +66,7 @@ inline Activations from_token(Activations a, int64_t token) {
   a.x += token * a.stride;
   a.q += token * kUnit;
   a.fields += token;
+  a.rounded += token * a.rounded_bytes;
   return a;
 }
 
@@ -96,10 +102,10 @@ class Pass {
   template <class Run>
   void expert_panels(int thread, ExpertSlots& slots, size_t begin, size_t end, ExpertPart part, Run run);
 
-  Activations input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, bool quantized,
+  Activations input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t prepared,
                     QuantizedBuffer& shared, QuantizedBuffer& own);
   template <class Run>
-  void panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run run);
+  void panels(int thread, int64_t total, int64_t tokens, const Matrix& like, Run run);
   void products(int thread, const Activations& a, int64_t tokens, std::initializer_list<Product> list, Store store);
   void residual(int thread, const Activations& a, const Matrix& w, const char* name, int32_t layer);
   void tap(int thread, const char* name, int32_t layer, const float* data, int64_t rows, int64_t cols, int64_t stride);

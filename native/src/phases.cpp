@@ -6,8 +6,8 @@
 #include "pass.h"
 
 namespace herder {
-// Activations of a product: normed (norm given) or as they are, and int8 when `quantized`.
-Activations Pass::input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, bool quantized,
+// Activations of a product: normed (norm given) or as they are, and what else is `prepared` (layout.h).
+Activations Pass::input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t prepared,
                         QuantizedBuffer& shared, QuantizedBuffer& own) {
   const Kernels& k = *m.kernels;
   FloatBuffer& normed = single_ ? m.own_normed[static_cast<size_t>(thread)] : m.normed;
@@ -20,7 +20,7 @@ Activations Pass::input(int thread, const float* x, int64_t stride, int64_t widt
       k.rms_norm(row, norm, width, m.config.norm_eps, normed.row(t));
       row = normed.row(t);
     }
-    if (quantized) buffer.quantize(k, row, width, t);
+    buffer.prepare(k, row, width, t, prepared);
   }
   if (!single_) wait();
   Activations a = buffer.view();
@@ -31,7 +31,7 @@ Activations Pass::input(int thread, const float* x, int64_t stride, int64_t widt
 
 // Calls run(token_begin, tokens, panel_begin, panel_end) until the phase's panels are done.
 template <class Run>
-void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run run) {
+void Pass::panels(int thread, int64_t total, int64_t tokens, const Matrix& like, Run run) {
   const int64_t n = m.team->size();
   Counter& next = next_counter(thread);
   if (tokens <= kStreamTokens) {
@@ -39,9 +39,9 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t padded, Run
     run(0, tokens, total * thread / n, total * (thread + 1) / n);
     return;
   }
-  const int64_t block = std::min(token_block(padded), tokens);
+  const int64_t block = std::min(token_block(like), tokens);
   const int64_t blocks = (tokens + block - 1) / block;
-  const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, 8);
+  const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, panel_step(like));
   const int64_t steps = (total + step - 1) / step;
   for (int64_t item; (item = next.take(1)) < blocks * steps;) {
     const int64_t token = item / steps * block, panel = item % steps * step;
@@ -53,17 +53,16 @@ void Pass::products(int thread, const Activations& a, int64_t tokens, std::initi
                     Store store) {
   int64_t total = 0;
   for (const Product& p : list) total += p.w->panels;
-  panels(thread, total, tokens, list.begin()->w->padded_cols,
-         [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
-           const Activations block = from_token(a, token);
-           int64_t first = 0;
-           for (const Product& p : list) {
-             const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, p.w->panels);
-             if (from < to)
-               m.kernels->matmul(*p.w, block, n, from, to, store, p.out + token * p.stride, p.stride, scratch(thread));
-             first += p.w->panels;
-           }
-         });
+  panels(thread, total, tokens, *list.begin()->w, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
+    const Activations block = from_token(a, token);
+    int64_t first = 0;
+    for (const Product& p : list) {
+      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, p.w->panels);
+      if (from < to)
+        m.kernels->matmul(*p.w, block, n, from, to, store, p.out + token * p.stride, p.stride, scratch(thread));
+      first += p.w->panels;
+    }
+  });
 }
 
 // x += w a. With a tap the product goes to a buffer of its own first, so that it can be shown; the sums are the same.
@@ -198,15 +197,15 @@ void Pass::layer(int thread, int32_t index) {
   const auto self = static_cast<size_t>(thread);
   const float* normed = single_ ? m.own_normed[0].data : m.normed.data;
 
-  const bool quantized = l.wq.integer() || l.wk.integer() || l.wv.integer();
-  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.attn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
+  const uint32_t prepared = l.wq.prepared() | l.wk.prepared() | l.wv.prepared();
+  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.attn_norm, prepared, m.q_dim_in, m.own_dim_in[self]);
   tap(thread, "attn_norm", index, normed, tokens_, c.dim, m.normed.stride);
   products(thread, a, tokens_,
            {{&l.wq, m.q.data, m.q.stride}, {&l.wk, m.k.data, m.k.stride}, {&l.wv, m.v.data, m.v.stride}}, Store::kSet);
   wait();
   rotate_and_store(thread, index);
   attend(thread, index);
-  a = input(thread, m.attn.data, m.attn.stride, c.q_dim(), nullptr, l.wo.integer(), m.q_attn_in, m.own_attn_in[self]);
+  a = input(thread, m.attn.data, m.attn.stride, c.q_dim(), nullptr, l.wo.prepared(), m.q_attn_in, m.own_attn_in[self]);
   residual(thread, a, l.wo, "attn.out", index);
 
   l.plan.experts ? mixture(thread, index) : feed_forward(thread, index);
@@ -216,10 +215,10 @@ void Pass::feed_forward(int thread, int32_t index) {
   const Config& c = m.config;
   const Layer& l = m.layers[static_cast<size_t>(index)];
   const auto self = static_cast<size_t>(thread);
-  const bool quantized = l.gate.integer() || l.up.integer();
-  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, quantized, m.q_dim_in, m.own_dim_in[self]);
+  const uint32_t prepared = l.gate.prepared() | l.up.prepared();
+  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, prepared, m.q_dim_in, m.own_dim_in[self]);
   tap(thread, "ffn_norm", index, single_ ? m.own_normed[0].data : m.normed.data, tokens_, c.dim, m.normed.stride);
-  panels(thread, l.gate.panels, tokens_, l.gate.padded_cols, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
+  panels(thread, l.gate.panels, tokens_, l.gate, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
     const Activations block = from_token(a, token);
     float *gate = m.gate.row(token), *up = m.up.row(token);
     m.kernels->matmul(l.gate, block, n, begin, end, Store::kSet, gate, m.gate.stride, scratch(thread));
@@ -229,7 +228,7 @@ void Pass::feed_forward(int thread, int32_t index) {
                           (end - begin) * kLanes);
   });
   wait();
-  a = input(thread, m.gate.data, m.gate.stride, c.ffn_dim, nullptr, l.down.integer(), m.q_ffn_in, m.own_ffn_in[self]);
+  a = input(thread, m.gate.data, m.gate.stride, c.ffn_dim, nullptr, l.down.prepared(), m.q_ffn_in, m.own_ffn_in[self]);
   residual(thread, a, l.down, "ffn.out", index);
 }
 

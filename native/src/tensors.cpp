@@ -214,8 +214,12 @@ hd_status finish_model(hd_model& m, hd_error* err) {
   };
   if (!m.embed.data) return missing(HD_EMBED, -1);
   if (!m.final_norm) return missing(HD_FINAL_NORM, -1);
-  size_t scratch = m.kernels->matmul_scratch(m.head_matrix());
-  const auto grow = [&](const Matrix& w) { scratch = std::max(scratch, m.kernels->matmul_scratch(w)); };
+  size_t scratch = 0;
+  const auto grow = [&](const Matrix& w) {
+    scratch = std::max(scratch, m.kernels->matmul_scratch(w));
+    m.inputs |= w.prepared();
+  };
+  grow(m.head_matrix());
   for (int32_t i = 0; i < m.config.n_layers; ++i) {
     Layer& l = m.layers[static_cast<size_t>(i)];
     if (!l.attn_norm) return missing(HD_ATTN_NORM, i);
@@ -225,8 +229,8 @@ hd_status finish_model(hd_model& m, hd_error* err) {
       grow(*r.w);
     }
     if (!l.plan.experts) continue;
-    l.quantized_experts = l.shared_gate.data && (l.shared_gate.integer() || l.shared_up.integer());
-    l.quantized_down = l.shared_down.data && l.shared_down.integer();
+    l.expert_inputs = l.shared_gate.prepared() | l.shared_up.prepared();  // none, if there is no shared expert
+    l.down_inputs = l.shared_down.prepared();
     for (int32_t e = 0; e < m.config.n_experts; ++e) {
       const Expert& expert = m.experts.at(i, e);
       for (size_t p = 0; p < 3; ++p) {
@@ -235,8 +239,8 @@ hd_status finish_model(hd_model& m, hd_error* err) {
                       kRoleNames[HD_EXPERT_GATE + static_cast<int32_t>(p)], i, e);
         grow(expert.part[p]);
       }
-      l.quantized_experts |= expert[ExpertPart::kGate].integer() || expert[ExpertPart::kUp].integer();
-      l.quantized_down |= expert[ExpertPart::kDown].integer();
+      l.expert_inputs |= expert[ExpertPart::kGate].prepared() | expert[ExpertPart::kUp].prepared();
+      l.down_inputs |= expert[ExpertPart::kDown].prepared();
     }
   }
   for (auto& s : m.matmul_scratch) s.assign(scratch + 64, 0);

@@ -56,20 +56,16 @@ HD_INLINE void f_store_f16(uint16_t* p, F a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(a.v[0], _MM_FROUND_TO_NEAREST_INT));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), _mm256_cvtps_ph(a.v[1], _MM_FROUND_TO_NEAREST_INT));
 }
-HD_INLINE __m256 bf16_half(const uint16_t* p) {
-  const __m256i w = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(w, 16));
+HD_INLINE __m256i bf16_pairs(const uint16_t* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
+// The even (odd) ones of 32 bfloat16.
+HD_INLINE F f_even_bf16(const uint16_t* p) {
+  HD_BOTH(F, _mm256_castsi256_ps(_mm256_slli_epi32(bf16_pairs(p), 16)),
+          _mm256_castsi256_ps(_mm256_slli_epi32(bf16_pairs(p + 16), 16)));
 }
-HD_INLINE F f_load_bf16(const uint16_t* p) { HD_BOTH(F, bf16_half(p), bf16_half(p + 8)); }
-HD_INLINE void bf16_pair_half(const uint16_t* p, __m256& even, __m256& odd) {
-  const __m256i x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-  even = _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
-  odd = _mm256_castsi256_ps(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0xffff0000))));
-}
-// Pairs of bfloat16, one in each half of a lane.
-HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
-  bf16_pair_half(p, even.v[0], odd.v[0]);
-  bf16_pair_half(p + 16, even.v[1], odd.v[1]);
+HD_INLINE F f_odd_bf16(const uint16_t* p) {
+  const __m256i m = _mm256_set1_epi32(-65536);
+  HD_BOTH(F, _mm256_castsi256_ps(_mm256_and_si256(bf16_pairs(p), m)),
+          _mm256_castsi256_ps(_mm256_and_si256(bf16_pairs(p + 16), m)));
 }
 HD_INLINE F f_from_i(I a) { HD_BOTH(F, _mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])); }
 HD_INLINE I i_round(F a) { HD_BOTH(I, _mm256_cvtps_epi32(a.v[0]), _mm256_cvtps_epi32(a.v[1])); }

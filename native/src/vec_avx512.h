@@ -46,15 +46,12 @@ HD_INLINE F f_load_f16(const uint16_t* p) {
 HD_INLINE void f_store_f16(uint16_t* p, F a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
-HD_INLINE F f_load_bf16(const uint16_t* p) {
-  const __m512i w = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(w, 16))};
+// The even (odd) ones of 32 bfloat16.
+HD_INLINE F f_even_bf16(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(p), 16))};
 }
-// Pairs of bfloat16, one in each half of a lane.
-HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
-  const __m512i x = _mm512_loadu_si512(p);
-  even.v = _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
-  odd.v = _mm512_castsi512_ps(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int32_t>(0xffff0000))));
+HD_INLINE F f_odd_bf16(const uint16_t* p) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(-65536)))};
 }
 HD_INLINE F f_from_i(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 HD_INLINE I i_round(F a) { return {_mm512_cvtps_epi32(a.v)}; }

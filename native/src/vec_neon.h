@@ -74,17 +74,13 @@ HD_INLINE void f_store_f16(uint16_t* p, F a) {
   vst1_u16(p + 8, vreinterpret_u16_f16(vcvt_f16_f32(a.v[2])));
   vst1_u16(p + 12, vreinterpret_u16_f16(vcvt_f16_f32(a.v[3])));
 }
-HD_INLINE F f_load_bf16(const uint16_t* p) {
-  HD_QUARTERS(F, vreinterpretq_f32_u32(vshlq_n_u32(vmovl_u16(vld1_u16(p + 4 * i)), 16)));
+HD_INLINE uint32x4_t bf16_pairs(const uint16_t* p) { return vreinterpretq_u32_u16(vld1q_u16(p)); }
+// The even (odd) ones of 32 bfloat16.
+HD_INLINE F f_even_bf16(const uint16_t* p) {
+  HD_QUARTERS(F, vreinterpretq_f32_u32(vshlq_n_u32(bf16_pairs(p + 8 * i), 16)));
 }
-// Pairs of bfloat16, one in each half of a lane.
-HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
-  const uint32x4_t upper = vdupq_n_u32(0xffff0000);
-  for (int i = 0; i < 4; ++i) {
-    const uint32x4_t x = vreinterpretq_u32_u16(vld1q_u16(p + 8 * i));
-    even.v[i] = vreinterpretq_f32_u32(vshlq_n_u32(x, 16));
-    odd.v[i] = vreinterpretq_f32_u32(vandq_u32(x, upper));
-  }
+HD_INLINE F f_odd_bf16(const uint16_t* p) {
+  HD_QUARTERS(F, vreinterpretq_f32_u32(vandq_u32(bf16_pairs(p + 8 * i), vdupq_n_u32(0xffff0000u))));
 }
 HD_INLINE F f_from_i(I a) { HD_QUARTERS(F, vcvtq_f32_s32(a.v[i])); }
 HD_INLINE int32x4_t round_quarter(float32x4_t a) {

@@ -44,14 +44,9 @@ HD_INLINE F f_load_f16(const uint16_t* p) { HD_LANES(F, f16_to_f32(p[i])); }
 HD_INLINE void f_store_f16(uint16_t* p, F a) {
   for (int i = 0; i < 16; ++i) p[i] = f32_to_f16(a.v[i]);
 }
-HD_INLINE F f_load_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[i])); }
-// Pairs of bfloat16, one in each half of a lane.
-HD_INLINE void f_load_bf16_pairs(const uint16_t* p, F& even, F& odd) {
-  for (int i = 0; i < 16; ++i) {
-    even.v[i] = bf16_to_f32(p[2 * i]);
-    odd.v[i] = bf16_to_f32(p[2 * i + 1]);
-  }
-}
+// The even (odd) ones of 32 bfloat16.
+HD_INLINE F f_even_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[2 * i])); }
+HD_INLINE F f_odd_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[2 * i + 1])); }
 HD_INLINE F f_from_i(I a) { HD_LANES(F, static_cast<float>(a.v[i])); }
 HD_INLINE int32_t round_lane(float x) {
   // x86's answer for NaN and out-of-range values, so that damaged weights take the same path everywhere

@@ -21,14 +21,45 @@ TEST(quantized_rows) {
       if (round % 4 == 3) x[random.next() % x.size()] = kEdges[random.next() % std::size(kEdges)];
       check_tables("quantize", [&](const Kernels& kernels) {
         QuantizedBuffer buffer;
-        buffer.reserve(1, n);
-        buffer.quantize(kernels, x.data(), n, 0);
+        buffer.reserve(kernels, 1, n, kQuantized);
+        buffer.prepare(kernels, x.data(), n, 0, kQuantized);
         const Activations a = buffer.view();
         const auto units = pad_to(n, kUnit) / kUnit;
         std::vector<float> all(a.q, a.q + units * kUnit);
         all.insert(all.end(), a.fields, a.fields + units * kActivationFields);
         return all;
       });
+    }
+  }
+}
+
+TEST(rounded_rows) {
+  Random random{26};
+  for (const int64_t n : {1, 31, 32, 33, 64, 576}) {
+    for (int round = 0; round < 20; ++round) {
+      std::vector<float> x = normals(random, n);
+      for (float& value : x) value *= std::ldexp(1.0f, 8 * round - 100);
+      if (round % 2)
+        for (float& value : x) value = std::bit_cast<float>(static_cast<uint32_t>(random.next()));
+      if (round % 4 == 2)  // ties
+        for (float& value : x) value = std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0xffff8000u);
+      x[random.next() % x.size()] = kEdges[random.next() % std::size(kEdges)];
+      const int64_t padded = pad_to(n, kRoundedBlock);
+      std::vector<float> expected(static_cast<size_t>(padded));
+      for (size_t i = 0; i < x.size(); ++i) {
+        const float value = bf16_to_f32(f32_to_bf16(x[i]));
+        expected[i] = std::fabs(value) < 0x1p-56f ? 0.0f : value;
+      }
+      for (const Kernels* kernels : usable_kernels()) {
+        QuantizedBuffer buffer;
+        buffer.reserve(*kernels, 1, n, kRounded);
+        buffer.prepare(*kernels, x.data(), n, 0, kRounded);
+        std::vector<float> actual;
+        for (int64_t i = 0; i < padded; ++i)
+          actual.push_back(kernels->rounded_bytes == 4 ? std::bit_cast<float>(load_u32(buffer.rounded + 4 * i))
+                                                       : bf16_to_f32(load_u16(buffer.rounded + 2 * i)));
+        check_same(*kernels, "round_bf16", expected, actual);
+      }
     }
   }
 }

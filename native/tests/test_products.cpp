@@ -5,6 +5,7 @@
 #include "arena.h"
 #include "formats/block.h"
 #include "model.h"
+#include "pack.h"
 #include "tables.h"
 
 using namespace herder;
@@ -56,8 +57,8 @@ struct Product {
     w.rows = kPanels * kLanes - 5;
     w.cols = cols;
     w.panels = kPanels;
-    w.padded_cols = w.integer() ? pad_to(cols, kUnit) : cols;
-    const size_t float_bytes = static_cast<size_t>(cols) * kLanes * (w.layout == Layout::kF32 ? 4 : 2);
+    w.padded_cols = w.integer() ? pad_to(cols, kUnit) : brain() ? pad_to(cols, kRoundedBlock) : cols;
+    const size_t float_bytes = static_cast<size_t>(w.padded_cols) * kLanes * (w.layout == Layout::kF32 ? 4 : 2);
     w.panel_bytes = w.integer() ? static_cast<size_t>(w.padded_cols / kUnit) * w.unit_bytes() : float_bytes;
     w.data = arena.allocate(kPanels * w.panel_bytes);
     w.integer() ? fill_integer(random, kind.top) : fill_float(random);
@@ -74,6 +75,8 @@ struct Product {
         for (int64_t k = 0; k < cols; ++k)
           row[k] = random.below(3) ? std::copysign(127.0f, row[k]) : std::floor(row[k] * 40) + 0.5f;
       if (t % 5 == 2) std::fill(row, row + std::min<int64_t>(cols, 32), t % 2 ? 1e-35f : 0.0f);
+      if (t % 5 == 3)
+        for (int64_t k = 0; k < cols; ++k) row[k] *= 0x1p-50f;
       if (t == 8) row[cols - 1] = kNan;
       if (t == 13) row[0] = -kInfinity;
     }
@@ -99,11 +102,23 @@ struct Product {
     }
   }
 
+  bool brain() const { return w.layout == Layout::kBF16; }
+
+  // Where the weight lies: bfloat16 in pairs of inputs.
+  uint8_t* weight_of(int64_t row, int64_t k) const {
+    const int64_t lane = row % kLanes, at = brain() ? (k / 2 * kLanes + lane) * 2 + k % 2 : k * kLanes + lane;
+    return w.data + static_cast<size_t>(row / kLanes) * w.panel_bytes + at * (w.layout == Layout::kF32 ? 4 : 2);
+  }
+
   void fill_float(Random& random) {
-    for (int64_t i = 0; i < kPanels * kLanes * w.cols; ++i) {
-      const float value = i == 77 ? kInfinity : random.normal() * (i % 9 ? 0.1f : 1e-6f);
-      const uint16_t word = w.layout == Layout::kF16 ? f32_to_f16(value) : f32_to_bf16(value);
-      w.layout == Layout::kF32 ? std::memcpy(w.data + 4 * i, &value, 4) : std::memcpy(w.data + 2 * i, &word, 2);
+    for (int64_t row = 0; row < kPanels * kLanes; ++row) {
+      for (int64_t k = 0; k < w.cols; ++k) {
+        float value = random.normal() * (random.below(9) ? 0.1f : 1e-6f);
+        if (brain() && row == 9) value *= 0x1p-50f;  // as small as weights get: sums on the way to subnormal numbers
+        if (row == 3 && k == 4) value = kInfinity;
+        const uint16_t word = w.layout == Layout::kF16 ? f32_to_f16(value) : keep_bf16(f32_to_bf16(value));
+        w.layout == Layout::kF32 ? std::memcpy(weight_of(row, k), &value, 4) : std::memcpy(weight_of(row, k), &word, 2);
+      }
     }
   }
 
@@ -138,13 +153,22 @@ struct Product {
   }
 
   float float_result(int64_t row, const float* token) const {
-    const uint8_t* panel = w.data + static_cast<size_t>(row / kLanes) * w.panel_bytes;
-    const auto weight = [&](int64_t i) {
-      if (w.layout == Layout::kF32) return std::bit_cast<float>(load_u32(panel + 4 * i));
-      return w.layout == Layout::kF16 ? load_f16(panel + 2 * i) : bf16_to_f32(load_u16(panel + 2 * i));
+    const auto weight = [&](int64_t k) {
+      const uint8_t* at = weight_of(row, k);
+      if (w.layout == Layout::kF32) return std::bit_cast<float>(load_u32(at));
+      return brain() ? bf16_to_f32(load_u16(at)) : load_f16(at);
     };
     float result = 0;
-    for (int64_t k = 0; k < w.cols; ++k) result = std::fma(weight(k * kLanes + row % kLanes), token[k], result);
+    if (!brain()) {
+      for (int64_t k = 0; k < w.cols; ++k) result = std::fma(weight(k), token[k], result);
+      return result;
+    }
+    for (int64_t block = 0; block < w.cols; block += 32) {  // as matmul_bf16.h writes it
+      float chain[2] = {};
+      for (int64_t k = block; k < std::min(block + 32, w.cols); ++k)
+        chain[k % 2] = std::fma(weight(k), bf16_to_f32(keep_bf16(f32_to_bf16(token[k]))), chain[k % 2]);
+      result += chain[0] + chain[1];
+    }
     return result;
   }
 
@@ -178,11 +202,9 @@ struct Product {
   void check(const Kernels& kernels, const char* name, int64_t tokens, int64_t begin, int64_t end, Store store) const {
     QuantizedBuffer buffer;
     Activations a;
-    if (w.integer()) {
-      buffer.reserve(tokens, w.cols);
-      for (int64_t t = 0; t < tokens; ++t) buffer.quantize(kernels, x.data() + t * w.cols, w.cols, t);
-      a = buffer.view();
-    }
+    buffer.reserve(kernels, tokens, w.cols, w.prepared());
+    for (int64_t t = 0; t < tokens; ++t) buffer.prepare(kernels, x.data() + t * w.cols, w.cols, t, w.prepared());
+    a = buffer.view();
     a.x = x.data();
     a.stride = w.cols;
     constexpr int64_t kRows = kPanels * kLanes;
@@ -205,11 +227,11 @@ struct Product {
 TEST(products) {
   uint64_t seed = 0;
   for (const Kind& kind : kKinds) {
-    for (const int64_t cols : {64, 160, 37}) {
-      if (kind.group != 0 && cols % kind.group != 0) continue;
+    for (const int64_t cols : {64, 160, 37, 576}) {
+      if (kind.group != 0 ? cols % kind.group != 0 : cols == 576 && kind.layout != Layout::kBF16) continue;
       const Product product(kind, cols, ++seed, cols != 64);
       for (const Kernels* kernels : usable_kernels()) {
-        for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 33}) {
+        for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 32, 33}) {
           product.check(*kernels, kind.name, tokens, 0, Product::kPanels, Store::kSet);
           product.check(*kernels, kind.name, tokens, 1, 6, Store::kAdd);
         }
@@ -219,27 +241,31 @@ TEST(products) {
 }
 
 TEST(every_half_and_bfloat_weight) {
-  for (const Layout layout : {Layout::kF16, Layout::kBF16}) {
+  for (const int32_t format : {HD_F16, HD_BF16}) {
     std::vector<uint16_t> words(65536);
     for (size_t i = 0; i < words.size(); ++i) words[i] = static_cast<uint16_t>(i);
-    Matrix w;
-    w.layout = layout;
-    w.rows = 65536;
-    w.cols = w.padded_cols = 1;
-    w.panels = 65536 / kLanes;
-    w.panel_bytes = kLanes * 2;
-    w.data = reinterpret_cast<uint8_t*>(words.data());
-    const float one = 1;
-    Activations a;
-    a.x = &one;
-    a.stride = 1;
+    const Stored stored{format_info(format), reinterpret_cast<const uint8_t*>(words.data()), nullptr, 0};
+    Arena arena;
+    ThreadTeam team(1);
+    const Matrix w = pack_matrix(stored, 65536, 1, false, arena, team);
     std::vector<float> expected;
-    for (const uint16_t word : words)
-      expected.push_back((layout == Layout::kF16 ? f16_to_f32(word) : bf16_to_f32(word)) + 0.0f);
+    for (const uint16_t word : words) {
+      const float value = format == HD_F16 ? f16_to_f32(word) : bf16_to_f32(word);
+      expected.push_back(format == HD_BF16 && std::fabs(value) < 0x1p-56f ? 0.0f : value + 0.0f);
+    }
     for (const Kernels* kernels : usable_kernels()) {
+      const float one = 1;
+      QuantizedBuffer buffer;
+      buffer.reserve(*kernels, 1, 1, w.prepared());
+      buffer.prepare(*kernels, &one, 1, 0, w.prepared());
+      Activations a = buffer.view();
+      a.x = &one;
+      a.stride = 1;
       std::vector<float> out(words.size());
-      kernels->matmul(w, a, 1, 0, w.panels, Store::kSet, out.data(), 65536, nullptr);
-      check_same(*kernels, layout == Layout::kF16 ? "float16" : "bfloat16", expected, out);
+      Arena memory;
+      kernels->matmul(w, a, 1, 0, w.panels, Store::kSet, out.data(), 65536,
+                      memory.allocate(kernels->matmul_scratch(w)));
+      check_same(*kernels, format == HD_F16 ? "float16" : "bfloat16", expected, out);
     }
   }
 }

@@ -206,7 +206,7 @@ class Process:
     """`herder serve` as a user starts it."""
 
     def __init__(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "herder.cli", "serve", "--port", "0", *arguments]
+        command = [sys.executable, "-m", "herder.cli", "serve", "--port", "0", "--responses", "off", *arguments]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment

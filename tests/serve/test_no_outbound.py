@@ -62,7 +62,7 @@ def config(smollm2: str, tmp_path: Path) -> Path:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF, but no more than that")
     path = tmp_path / "herder.toml"
     path.write_text(
-        f'[logging]\naudit = "audit.jsonl"\n'
+        f'responses = "responses.sqlite"\n[logging]\naudit = "audit.jsonl"\n'
         f"[models.first]\nsource = {json.dumps(str(smollm2))}\npreload = true\ncontext = 512\n"
         f"[models.second]\nsource = {json.dumps(str(smollm2))}\ncontext = 512\n"
         f"[models.broken]\nsource = {json.dumps(str(tmp_path / 'broken.gguf'))}\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -15,9 +16,10 @@ import httpx
 import ollama
 import pytest
 
+from herder.core.errors import StorageError
 from herder.serve.config import Config, ModelSpec
 from herder.serve.dialects import ollama_library
-from herder.serve.lifecycle import make_server
+from herder.serve.lifecycle import described, make_server
 from herder.serve.log import Log
 from herder.serve.server import Server
 from herder.weights import hub, store
@@ -96,6 +98,44 @@ def test_a_model_is_fetched_used_and_deleted(client: ollama.Client, model: bytes
     assert client.delete(name).status == "success"
     assert store.find("o/gguf:F32") is None
     assert refused(lambda: client.chat(name, [USER])).status_code == 404
+
+
+def test_what_was_pulled_is_served_after_a_restart(fake: FakeHub, tmp_path: Path) -> None:
+    config = Config(pull=True, models=(ModelSpec("configured", "o/gguf:F32"),))
+    with live(make=make, config=config) as first, ollama.Client(first.url) as client:
+        client.pull("hf.co/o/gguf:F32")
+        client.pull("configured")
+    assert json.loads((tmp_path / "home/state/pulled.json").read_text()) == {"hf.co/o/gguf:F32": "o/gguf:F32"}
+    assert any("of those they have: hf.co/o/gguf:F32" in line for line in described(config))
+    with live(make=make, config=config) as second, ollama.Client(second.url) as client:
+        for name in ("hf.co/o/gguf:F32", "o/gguf:F32"):
+            assert client.chat(name, [USER], options=FEW).done
+        client.delete("hf.co/o/gguf:F32")
+    with live(make=make, config=config) as third, ollama.Client(third.url) as client:
+        assert refused(lambda: client.chat("hf.co/o/gguf:F32", [USER])).status_code == 404
+        client.pull("o/gguf:F32")
+    store.remove("o/gguf:F32")  # behind the server's back
+    with live(make=make, config=config) as fourth, ollama.Client(fourth.url) as client:
+        assert refused(lambda: client.chat("o/gguf:F32", [USER])).status_code == 404
+    with live(make=make, config=Config()) as closed, ollama.Client(closed.url) as client:
+        assert client.list().models == [], "a server that lets nobody pull serves what it is told to"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"a": 1}', '{"a": "/etc/passwd"}', '{"a": "../o/gguf"}', "[" * 10_000]
+)
+def test_a_damaged_list_of_what_was_pulled_is_not_guessed(fake: FakeHub, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "home/state/pulled.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    with pytest.raises(StorageError, match="damaged: delete it"):
+        described(Config(pull=True))
+
+    async def start() -> None:
+        make(Config(pull=True))
+
+    with pytest.raises(StorageError, match="damaged"):
+        asyncio.run(start())
 
 
 def test_a_configured_model_comes_back_under_its_names(client: ollama.Client) -> None:

@@ -23,11 +23,12 @@ from herder.serve.page import STATIC, page_routes, static_files
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "web"
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
 @pytest.fixture
 def client() -> TestClient:
-    return TestClient(Starlette(routes=page_routes([openai_chat])))
+    return TestClient(Starlette(routes=page_routes([openai_chat])), headers={"accept": BROWSER})
 
 
 def test_the_page_may_run_and_call_nothing_but_its_own(client: TestClient) -> None:
@@ -38,6 +39,15 @@ def test_the_page_may_run_and_call_nothing_but_its_own(client: TestClient) -> No
         assert policy["script-src"] == policy["style-src"] == policy["connect-src"] == "'self'"
         assert "unsafe" not in headers["content-security-policy"]
         assert headers["cache-control"] == "no-cache" and headers["x-content-type-options"] == "nosniff"
+
+
+def test_who_is_no_browser_is_told_what_ollamas_clients_ask(client: TestClient) -> None:
+    for accept in ("", "*/*", "application/json"):
+        answer = client.get("/", headers={"accept": accept})
+        assert (answer.status_code, answer.text, answer.headers["vary"]) == (200, "Ollama is running", "accept")
+        assert client.head("/", headers={"accept": accept}).headers["content-type"].startswith("text/plain")
+    assert "<html" in client.get("/").text and client.head("/").headers["content-type"].startswith("text/html")
+    assert client.get("/docs", headers={"accept": "*/*"}).headers["content-type"].startswith("text/html")
 
 
 def test_hashed_files_last_and_others_are_asked_for_again(client: TestClient) -> None:

@@ -79,6 +79,8 @@ async def delete(request: Request, server: Server) -> Response:
         if isinstance(failure, StorageError):  # the owner's own file, or a package's
             raise Refusal(Problem("forbidden", str(failure), "model")) from None
         raise
+    if server.pulled is not None:
+        await asyncio.to_thread(server.pulled.remove, served.name)
     return Response()
 
 
@@ -162,7 +164,9 @@ class Pull:
                 done.result()
             finally:
                 self._gone.set()
-        self._server.models.add(self._spec)
+        served = self._server.models.add(self._spec)
+        if self._server.pulled is not None and self._spec not in self._server.config.models:
+            await asyncio.to_thread(self._server.pulled.add, served.spec)
 
     def _fetch(self, loop: asyncio.AbstractEventLoop, done: asyncio.Future[None]) -> None:
         from herder.weights import store

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herder.core import machine
 from herder.serve import values
+from herder.serve.config import OFF, Config
 from herder.serve.dialect import Context, Encoder, Other, Problem, Route
 from herder.serve.dialects import openai_error
 from herder.serve.dialects.openai_responses_answer import answer, response_id
@@ -34,11 +37,20 @@ STORE = "responses"  # in Server.extra
 error = openai_error.error
 
 
+def store_path(config: Config) -> Path | None:
+    """`responses` of the configuration, else a file in Herder's state folder; None where nothing is stored."""
+    if config.responses == OFF:
+        return None
+    return Path(config.responses or machine.state_home() / "responses.sqlite3")
+
+
 def store_of(server: Server) -> ResponseStore:
-    """The server's store, made at its first use: `responses` of the configuration, else in Herder's state directory."""
+    """The server's store, made at its first use. Raises Missing where it has none."""
     store = server.extra.get(STORE)
     if store is None:
-        path = server.config.responses or machine.state_home() / "responses.sqlite3"
+        path = store_path(server.config)
+        if path is None:
+            raise Missing("this server stores no responses: send the whole conversation as input", "")
         limits = server.config.limits
         store = server.extra[STORE] = ResponseStore(
             path, days=limits.responses_days, responses=limits.responses, bytes=limits.responses_bytes
@@ -51,6 +63,10 @@ async def create(request: Request, server: Server) -> _Kept:
     """Answers, and stores the answer."""
     call = await server.call(request)
     asked = parse(call)
+    if asked.store and store_path(server.config) is None:
+        if "store" in call.body:
+            raise FieldError("store is true, but this server stores no responses: send false", "store")
+        asked = replace(asked, store=False, echo={**asked.echo, "store": False})
     wanted, items = await _joined(request, server, asked)
     return _Kept(server, request, asked, wanted, items, call.body)
 

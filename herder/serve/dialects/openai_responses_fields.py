@@ -119,7 +119,7 @@ _FIELDS: tuple[Field, ...] = (
     supported("model", "a served name or an alias"),
     supported("instructions", "stand before everything else; those of the previous response are not inherited"),
     supported("previous_response_id", "of a response that this key has stored"),
-    supported("store", "default true; see the server's bounds and how long it keeps them"),
+    supported("store", "default true, or false where the server stores nothing; kept within the server's bounds"),
     supported("stream"),
     supported("stream_options", "only with stream"),
     refused("stream_options.include_obfuscation", "events are not padded: leave it out", False),

@@ -102,6 +102,9 @@ static inline uint16_t f32_to_bf16(float value) {
   return static_cast<uint16_t>((word + 0x7fffu + (word >> 16 & 1u)) >> 16);
 }
 
+// Zero for what is below 2^-56 (matmul_bf16.h says why), else the number itself.
+static inline uint16_t keep_bf16(uint16_t brain) { return (brain & 0x7fffu) < (127 - 56) << 7 ? uint16_t{0} : brain; }
+
 static inline int level_of(uint8_t code, int zero, const int8_t* table) {
   return table != nullptr ? table[code] : code - zero;
 }

@@ -1,0 +1,76 @@
+"""How far each engine's predictions are from the exact ones: mean KL divergence by format, on the default model.
+
+The reference is the default model's own file expanded to float32, and run by Herder in float32 (which the tests compare
+with transformers). Formats other than the file's own are requantized from it. Windows of 512 tokens of a novel's text;
+all engines answer a window before the next one, so the logits of one window are all that is ever stored.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bench.measure import HERDER, SCRIPTS, VINO, Entry, Pythons
+from bench.models import ROOT, Models, default_model
+from bench.peers import Worker
+from bench.rows import OPENVINO, ROWS, Row
+
+TEXT = ROOT / "tests/data/persuasion.txt"
+WINDOW = 512
+FORMATS = ("Q4_1", "Q4_0", "IQ4_NL", "Q8_0", "BF16")
+_ROW: Row = next(row for row in ROWS if row.shape == "smollm2")
+
+
+def windows(tokens: list[int], count: int) -> list[list[int]]:
+    """The first `count` tokens in whole windows; the text has to hold them."""
+    if len(tokens) < WINDOW:
+        raise SystemExit(f"{TEXT} has {len(tokens)} tokens: a window needs {WINDOW}")
+    return [tokens[i : i + WINDOW] for i in range(0, min(count, len(tokens)) - WINDOW + 1, WINDOW)]
+
+
+def measure(
+    known: dict[str, Any],
+    count: int,
+    models: Models,
+    pythons: Pythons,
+    threads: int,
+    formats: tuple[str, ...] = FORMATS,
+) -> dict[str, Any]:
+    """ "ENGINE FORMAT" -> {"kl", "tokens", "version"}; what `known` has for at least as many tokens of the same version
+    of an engine is not measured again."""
+    result = dict(known)
+    reference = Worker(sys.executable, SCRIPTS[HERDER])
+    path = str(default_model())
+    tokens = reference.ask("tokenize", path=path, text=TEXT.read_text(encoding="utf-8"))["tokens"]
+    reference.ask("load", path=path, threads=threads, tokens=1024, compute="float32")
+    pieces = windows(tokens, max(count, WINDOW))
+    done = len(pieces) * WINDOW
+    entries = []
+    for kind, engine in itertools.product(formats, SCRIPTS):
+        if engine == VINO and kind not in OPENVINO:
+            continue
+        theirs = OPENVINO[kind] if engine == VINO else kind
+        entry = Entry(engine, theirs, models.file("smollm2", theirs))
+        entry.open(_ROW, pythons, threads)
+        old = known.get(f"{engine} {theirs}", {})
+        if old.get("version") == entry.about["version"] and old.get("tokens", 0) >= done:
+            entry.close()
+        else:
+            entries.append(entry)
+    totals = [0.0] * len(entries)
+    with tempfile.TemporaryDirectory(prefix="herder-bench-") as folder:
+        logits = str(Path(folder) / "reference.npy")
+        for i, piece in enumerate(pieces if entries else []):
+            reference.ask("logits", tokens=piece, path=logits, write=True)
+            for j, entry in enumerate(entries):
+                assert entry.worker
+                totals[j] += entry.worker.ask("logits", tokens=piece, path=logits, write=False)["kl"]
+            print(f"  window {i + 1} of {len(pieces)}", file=sys.stderr)
+    for entry, total in zip(entries, totals, strict=True):
+        entry.close()
+        result[f"{entry.engine} {entry.kind}"] = {"kl": total / done, "tokens": done, "version": entry.about["version"]}
+    reference.close()
+    return result

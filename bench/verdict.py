@@ -1,0 +1,90 @@
+"""What a measured row says: who is compared with whom, the ratio, the shares of the limit, and the quality gate."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from typing import Any
+
+from bench.rows import BITS, Row
+
+SLACK = 1.05  # of a mean KL divergence: what two equal engines may differ by
+
+Quality = dict[str, Any]  # "ENGINE FORMAT" -> {"kl", "tokens", "version"}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """ours, theirs: entries of the row's JSON. share, their_share: of `limit`; None where nothing bounds the figure.
+    gate: True, False, or None where the formats' quality was not measured."""
+
+    ours: dict[str, Any]
+    theirs: dict[str, Any]
+    ratio: float
+    share: float | None
+    their_share: float | None
+    gate: bool | None
+
+    def word(self, row: Row) -> str:
+        if self.ratio >= row.stretch:
+            return "stretch"
+        return "goal" if self.ratio >= row.goal else "below"
+
+
+def seconds(entry: dict[str, Any]) -> float:
+    return float(statistics.median(entry["seconds"]))
+
+
+def divergence(entry: dict[str, Any], quality: Quality) -> float | None:
+    known = quality.get(f"{entry['engine']} {entry['format']}")
+    return None if known is None else float(known["kl"])
+
+
+def passes(ours: dict[str, Any], theirs: dict[str, Any], quality: Quality) -> bool | None:
+    """At no more bits, no worse. None where one of the two was not measured."""
+    if BITS[ours["format"]] > BITS[theirs["format"]]:
+        return False
+    mine, other = divergence(ours, quality), divergence(theirs, quality)
+    return None if mine is None or other is None else mine <= SLACK * other
+
+
+def verdict(row: Row, result: dict[str, Any], quality: Quality) -> Verdict:
+    """Peers: the fastest of them all. Herder: its fastest entry that passes the gate beside that one; if none does, its
+    fastest whose quality is not known, and else the fastest, with a gate that says no."""
+    if row.single:
+        ours, theirs = result["entries"]
+        gate: bool | None = True  # the same text, or there would be no figures
+    else:
+        own = sorted((e for e in result["entries"] if e["engine"] == "Herder"), key=seconds)
+        theirs = min((e for e in result["entries"] if e["engine"] != "Herder"), key=seconds)
+        gates = [passes(entry, theirs, quality) for entry in own]
+        gate = next((wanted for wanted in (True, None) if wanted in gates), False)
+        ours = own[gates.index(gate)]
+    return Verdict(
+        ours, theirs, seconds(theirs) / seconds(ours), share(row, result, ours), share(row, result, theirs), gate
+    )
+
+
+def share(row: Row, result: dict[str, Any], entry: dict[str, Any]) -> float | None:
+    """The part of what this machine allows.
+
+    Prefill: the measured int8 peak over two operations a weight of the layers (the head works for the last token
+    only); half that peak for bf16. Decode: the measured read bandwidth over the bytes of the file and, a stream, of
+    16-bit keys and values; or the int8 peak with the head at work for every token, whichever is lower. A start: one
+    reading of the file. A forced instruction set's arithmetic has no measured limit, and speculation has none.
+    """
+    limits, model = result["limits"], result["model"]
+    size = entry["file_bytes"]
+    took = seconds(entry)
+    if row.what == "speculate" or (row.what == "prefill" and row.isa):
+        return None
+    if row.what == "start":
+        return float(size / limits["bandwidth"] / took)
+    operations = 2 * row.tokens * (model["layers"] + (model["head"] if row.what == "decode" else 0))
+    if entry["format"] == "BF16":
+        operations *= 2
+    compute = operations / limits["int8_ops"]
+    if row.what == "prefill":
+        return float(compute / took)
+    read = size + row.streams * (row.prompt + row.gen / 2) * model["kv"]
+    return float(max(row.gen * read / limits["bandwidth"], compute) / took)
