@@ -1,229 +1,272 @@
 // Attention over paged keys and values, one fixed order for prefill and decode alike.
 //
-// K of a (page, head) is stored transposed, [head_dim][32 tokens], so lanes are keys; V is [32 tokens][head_dim], so
-// lanes are output dimensions. Online softmax (Milakov and Gimelshein 2018) runs page by page into a partial result of
-// kSplitPages pages; partial results merge in order. A query row's bits depend on its own q and its keys only: not on
-// which rows share the tile, not on how the prompt was chunked, not on the thread that ran it.
+// The keys of a sequence are reduced in splits of kSplitPages pages, counted from position 0: the scores of all of a
+// split's keys, their softmax relative to the split's own maximum, the weighted sum of the values. Such partial results
+// merge in order (Milakov and Gimelshein 2018), whoever computed them. With bfloat16 entries, queries and weights are
+// rounded to bfloat16 as well, and a product adds its inputs as matrix tiles do, 32 at a time:
+//   sum over 32 inputs = (fused sum of those with even number, from 0) + (the same of those with odd number)
+// A score adds these over the dimensions, a value over the pages. A query row's bits depend on its own q and its keys
+// only: not on which rows share the tile, not on how the prompt was chunked, not on the thread that ran it.
 #pragma once
 
-#include <type_traits>
-
-#include "../include/herder.h"
 #include "elementwise.h"
-#include "formats/block.h"
 #include "kernels.h"
+#include "kv_page.h"
 #include "vec.h"
 
 namespace herder::HD_ISA_NAMESPACE {
 
-constexpr int kPage = HD_PAGE_TOKENS;
-static_assert(kPage == 2 * kLanes);
+constexpr int32_t kSplitKeys = kSplitPages * kPage;
+constexpr int32_t kInputs = 32;  // of a product, added as one
 
+// What a tile of query rows works on; the strides are constants, so that a kernel reaches all rows from one pointer.
+struct AttentionScratch {
+  static constexpr int32_t kQueryStride = kMaxHeadDim + 16, kKeyStride = kSplitKeys + 16;
+  float* q;       // [rows][kQueryStride], as the products take them
+  float* scores;  // [rows][kKeyStride], then weights
+  float* values;  // [rows][padded head_dim]
+  uint8_t* page;  // values of a page that is not full, completed with zeros
+  static_assert(kQueryStride + kKeyStride + kMaxHeadDim <= kAttentionRowFloats);
+
+  explicit AttentionScratch(float* memory)
+      : q(memory),
+        scores(q + kAttentionTile * kQueryStride),
+        values(scores + kAttentionTile * kKeyStride),
+        page(reinterpret_cast<uint8_t*>(values + kAttentionTile * kMaxHeadDim)) {}
+};
+
+// The pages of a split that a tile of rows sees.
+struct PageRange {
+  int32_t begin, end;  // pages of the sequence
+  int32_t tokens;      // of the last of them that any row sees
+  HD_INLINE int32_t visible(int32_t page) const { return page + 1 == end ? tokens : kPage; }
+};
+
+// Products by fused multiply-adds.
 template <bool Half>
-HD_INLINE F kv_load(const uint8_t* p, int64_t index) {
-  if constexpr (Half) return f_load_f16(reinterpret_cast<const uint16_t*>(p) + index);
-  return f_load(reinterpret_cast<const float*>(p) + index);
-}
+struct FusedProducts {
+  using Page = KvPage<Half>;
+  static constexpr int kRows = kTileRegisters >= 12 ? 12 : 3;  // two sums each, and the inputs, fit the registers
 
-template <bool Half, int R>
-HD_INLINE void page_scores(const AttentionRow* rows, const uint8_t* k, int32_t head_dim, float* scores) {
-  F lo[R], hi[R];
-  for (int r = 0; r < R; ++r) lo[r] = hi[r] = f_zero();
-  for (int32_t d = 0; d < head_dim; ++d) {
-    const F k0 = kv_load<Half>(k, static_cast<int64_t>(d) * kPage);
-    const F k1 = kv_load<Half>(k, static_cast<int64_t>(d) * kPage + kLanes);
-    for (int r = 0; r < R; ++r) {
-      const F q = f_set1(rows[r].q[d]);
-      lo[r] = f_fma(q, k0, lo[r]);
-      hi[r] = f_fma(q, k1, hi[r]);
-    }
-  }
-  for (int r = 0; r < R; ++r) {
-    f_store(scores + r * kPage, lo[r]);
-    f_store(scores + r * kPage + kLanes, hi[r]);
-  }
-}
-
-template <bool Half, int R>
-HD_INLINE void page_values(const float* weights, const uint8_t* v, int32_t head_dim, int32_t tokens, float* out) {
-  int32_t d = 0;
-  for (; d + 2 * kLanes <= head_dim; d += 2 * kLanes) {
-    F lo[R], hi[R];
-    for (int r = 0; r < R; ++r) {
-      lo[r] = f_load(out + r * head_dim + d);
-      hi[r] = f_load(out + r * head_dim + d + kLanes);
-    }
-    for (int32_t t = 0; t < tokens; ++t) {
-      const F v0 = kv_load<Half>(v, static_cast<int64_t>(t) * head_dim + d);
-      const F v1 = kv_load<Half>(v, static_cast<int64_t>(t) * head_dim + d + kLanes);
+  // R rows of a, `stride` apart, times `inputs` inputs of 16 lanes.
+  template <int R, int32_t Stride>
+  static HD_INLINE void sum(const float* a, const uint8_t* b, size_t pair, int32_t inputs, F (&total)[R]) {
+    F even[R], odd[R], x, y;
+    for (int r = 0; r < R; ++r) even[r] = odd[r] = f_zero();
+    int32_t i = 0;
+    for (; i + 2 <= inputs; i += 2, b += pair) {
+      Page::load(b, pair, x, y);
       for (int r = 0; r < R; ++r) {
-        const F w = f_set1(weights[r * kPage + t]);
-        lo[r] = f_fma(w, v0, lo[r]);
-        hi[r] = f_fma(w, v1, hi[r]);
+        even[r] = f_fma(f_set1(a[r * Stride + i]), x, even[r]);
+        odd[r] = f_fma(f_set1(a[r * Stride + i + 1]), y, odd[r]);
       }
     }
-    for (int r = 0; r < R; ++r) {
-      f_store(out + r * head_dim + d, lo[r]);
-      f_store(out + r * head_dim + d + kLanes, hi[r]);
+    if (i < inputs) {
+      Page::load(b, pair, x, y);
+      for (int r = 0; r < R; ++r) even[r] = f_fma(f_set1(a[r * Stride + i]), x, even[r]);
+    }
+    for (int r = 0; r < R; ++r) total[r] = f_add(even[r], odd[r]);
+  }
+
+  template <int R>
+  static HD_INLINE void score(const float* q, const uint8_t* k, int32_t head_dim, float* scores) {
+    for (int half = 0; half < 2; ++half, k += 4 * kLanes, scores += kLanes) {
+      for (int32_t d = 0; d < head_dim; d += kInputs) {
+        F total[R];
+        sum<R, AttentionScratch::kQueryStride>(q + d, k + static_cast<size_t>(d) / 2 * Page::kKeyPair, Page::kKeyPair,
+                                               head_dim - d < kInputs ? head_dim - d : kInputs, total);
+        for (int r = 0; r < R; ++r) {
+          float* at = scores + r * AttentionScratch::kKeyStride;
+          f_store(at, d ? f_add(f_load(at), total[r]) : total[r]);
+        }
+      }
     }
   }
-  for (; d < head_dim; d += 8) {  // head_dim is a multiple of 8: the odd tails, a scalar FMA a lane
-    for (int r = 0; r < R; ++r)
-      for (int32_t t = 0; t < tokens; ++t)
-        for (int i = 0; i < 8; ++i) {
-          const int64_t at = static_cast<int64_t>(t) * head_dim + d + i;
-          const float x =
-              Half ? f16_to_f32(reinterpret_cast<const uint16_t*>(v)[at]) : reinterpret_cast<const float*>(v)[at];
-          out[r * head_dim + d + i] = __builtin_fmaf(weights[r * kPage + t], x, out[r * head_dim + d + i]);
-        }
+
+  template <int R>
+  static HD_INLINE void add_values(const float* weights, const uint8_t* v, int32_t head_dim, int32_t tokens,
+                                   float* values) {
+    const int32_t padded = Page::padded(head_dim);
+    for (int32_t d = 0; d < padded; d += kLanes) {
+      F total[R];
+      sum<R, AttentionScratch::kKeyStride>(weights, v + static_cast<size_t>(d) * 4, Page::value_pair(head_dim), tokens,
+                                           total);
+      for (int r = 0; r < R; ++r) {
+        float* at = values + r * padded + d;
+        f_store(at, f_add(f_load(at), total[r]));
+      }
+    }
   }
-}
 
-HD_INLINE void scale_row(float* row, int32_t n, float factor) {
-  for (int32_t d = 0; d < n; ++d) row[d] *= factor;
-}
-
-// total and partial are softmax sums relative to their maxima: brings both to the larger one and adds.
-HD_INLINE void merge(const float* partial, float m, float l, float* total, float& total_m, float& total_l, int32_t n) {
-  if (m == -__builtin_inff()) return;
-  if (total_m == -__builtin_inff()) {
-    std::memcpy(total, partial, sizeof(float) * static_cast<size_t>(n));
-    total_m = m;
-    total_l = l;
-    return;
+  // Calls run.template operator()<R>(row) until n rows are done.
+  template <class Run>
+  static HD_INLINE void in_steps(int32_t n, Run run) {
+    int32_t row = 0;
+    for (; n - row >= kRows; row += kRows) run.template operator()<kRows>(row);
+    if constexpr (kRows > 4) {
+      if (n - row >= 8) run.template operator()<8>(row), row += 8;
+      if (n - row >= 4) run.template operator()<4>(row), row += 4;
+      if (n - row == 3) run.template operator()<3>(row);
+    }
+    if (n - row == 2) run.template operator()<2>(row);
+    if (n - row == 1) run.template operator()<1>(row);
   }
-  const float top = m > total_m ? m : total_m;
-  const float a = exp_one(total_m - top), b = exp_one(m - top);
-  for (int32_t d = 0; d < n; ++d) total[d] = __builtin_fmaf(total[d], a, partial[d] * b);
-  total_l = __builtin_fmaf(total_l, a, l * b);
-  total_m = top;
+
+  static void begin(const AttentionRow* rows, int32_t n, int32_t head_dim, const AttentionScratch& s) {
+    for (int32_t r = 0; r < n; ++r) {
+      float* to = s.q + r * AttentionScratch::kQueryStride;
+      for (int32_t d = 0; d < head_dim; d += kLanes) {
+        const F q = head_dim - d < kLanes ? load_tail(rows[r].q + d, head_dim - d) : f_load(rows[r].q + d);
+        f_store(to + d, Half ? f_bf16(q) : q);
+      }
+    }
+  }
+
+  static void scores(int32_t n, const KvView& kv, const PageRange& range, int32_t first_page,
+                     const AttentionScratch& s) {
+    for (int32_t page = range.begin; page < range.end; ++page) {
+      const uint8_t* k = kv.block(page);
+      float* to = s.scores + (page - first_page) * kPage;
+      in_steps(
+          n, [&]<int R>(int32_t row) __attribute__((always_inline)) {
+            score<R>(s.q + row * AttentionScratch::kQueryStride, k, kv.head_dim,
+                     to + row * AttentionScratch::kKeyStride);
+          });
+    }
+  }
+
+  static HD_INLINE F weight(F p) { return Half ? f_bf16(p) : p; }
+  static HD_INLINE void store_weights(const AttentionScratch& s, int32_t row, int32_t key, F p) {
+    f_store(s.scores + row * AttentionScratch::kKeyStride + key, p);
+  }
+
+  static void values(int32_t n, const KvView& kv, const PageRange& range, int32_t first_page,
+                     const AttentionScratch& s) {
+    const int32_t padded = Page::padded(kv.head_dim);
+    for (int32_t i = 0; i < n * padded; i += kLanes) f_store(s.values + i, f_zero());
+    for (int32_t page = range.begin; page < range.end; ++page) {
+      const uint8_t* v = kv.block(page) + Page::values(kv.head_dim);
+      const float* weights = s.scores + (page - first_page) * kPage;
+      in_steps(
+          n, [&]<int R>(int32_t row) __attribute__((always_inline)) {
+            add_values<R>(weights + row * AttentionScratch::kKeyStride, v, kv.head_dim, range.visible(page),
+                          s.values + row * padded);
+          });
+    }
+  }
+};
+
+// Softmax of a row over the keys of [begin, end) that it sees, [low, high): weights, 0 for the others, in place of
+// scores. All are counted from the split's first key; begin and end are whole pages.
+template <class Products>
+HD_INLINE void softmax_row(const AttentionScratch& s, int32_t row, int32_t begin, int32_t end, int32_t low,
+                           int32_t high, float& peak, float& sum) {
+  const F minus = f_set1(-__builtin_inff()), zero = f_zero();
+  float* scores = s.scores + row * AttentionScratch::kKeyStride;
+  const int32_t to = high < end ? high : end, seen = low > begin ? low / kLanes * kLanes : begin;
+  const int32_t from = seen < to ? seen : to;
+  F top = minus;
+  for (int32_t key = from; key < to; key += kLanes) {
+    F x = f_load(scores + key);
+    if (key + kLanes > high) x = f_keep_below(x, key, high, minus);
+    if (key < low) x = f_keep_below(minus, key, low, x);
+    top = f_max(top, x);
+  }
+  peak = lanes_max(top);
+  const F shift = f_set1(peak);
+  F total = zero;
+  int32_t key = begin;
+  for (; key < from; key += kLanes) Products::store_weights(s, row, key, zero);
+  for (; key < to; key += kLanes) {
+    F p = Products::weight(f_exp(f_sub(f_load(scores + key), shift)));
+    if (key + kLanes > high) p = f_keep_below(p, key, high, zero);
+    if (key < low) p = f_keep_below(zero, key, low, p);
+    total = f_add(total, p);
+    Products::store_weights(s, row, key, p);
+  }
+  for (; key < end; key += kLanes) Products::store_weights(s, row, key, zero);
+  sum = lanes_sum(total);
 }
 
-// R query rows, all pages. scratch: scores [R][32], partial [R][head_dim], total [R][head_dim].
-template <bool Half, int R>
-void attention_tile(const AttentionRow* rows, const KvView& kv, float* scratch) {
-  const int32_t hd = kv.head_dim;
-  float* scores = scratch;
-  float* partial = scores + kAttentionTile * kPage;
-  float* total = partial + kAttentionTile * static_cast<size_t>(hd);
-  float m[R], l[R], total_m[R], total_l[R];
-  int32_t last = 0, first = INT32_MAX;
-  for (int r = 0; r < R; ++r) {
+// Brings a row's partial result and another split's to the larger maximum and adds them.
+HD_INLINE void merge(float* total, const float* values, float peak, float sum, int32_t padded) {
+  float &total_peak = total[padded], &total_sum = total[padded + 1];
+  if (peak == -__builtin_inff()) return;  // no key seen
+  const float top = peak > total_peak ? peak : total_peak;
+  const float a = exp_one(total_peak - top), b = exp_one(peak - top);
+  for (int32_t d = 0; d < padded; d += kLanes)
+    f_store(total + d, f_fma(f_load(total + d), f_set1(a), f_mul(f_load(values + d), f_set1(b))));
+  total_sum = __builtin_fmaf(total_sum, a, sum * b);
+  total_peak = top;
+}
+
+template <class Products>
+void attention_split(const AttentionRow* rows, int32_t n, const KvView& kv, int32_t split, const AttentionScratch& s) {
+  const int32_t first_page = split * kSplitPages, first_key = first_page * kPage;
+  int32_t low = rows[0].first, last = rows[0].position;
+  for (int32_t r = 1; r < n; ++r) {
+    low = rows[r].first < low ? rows[r].first : low;
     last = rows[r].position > last ? rows[r].position : last;
-    first = rows[r].first < first ? rows[r].first : first;
-    total_m[r] = -__builtin_inff();
-    total_l[r] = 0;
   }
-  std::memset(total, 0, sizeof(float) * static_cast<size_t>(R) * static_cast<size_t>(hd));
-  const int32_t last_page = last / kPage;
-  const size_t v_offset = static_cast<size_t>(hd) * kPage * (Half ? 2 : 4);
-  for (int32_t split = first / kPage / kSplitPages; split <= last_page / kSplitPages; ++split) {
-    for (int r = 0; r < R; ++r) {
-      m[r] = -__builtin_inff();
-      l[r] = 0;
-    }
-    std::memset(partial, 0, sizeof(float) * static_cast<size_t>(R) * static_cast<size_t>(hd));
-    const int32_t end =
-        split * kSplitPages + kSplitPages - 1 < last_page ? split * kSplitPages + kSplitPages - 1 : last_page;
-    for (int32_t page = split * kSplitPages; page <= end; ++page) {
-      const int32_t base = page * kPage;
-      if (base + kPage <= first) continue;
-      const uint8_t* k = kv.base + static_cast<size_t>(kv.pages[page]) * kv.page_stride + kv.head_offset;
-      page_scores<Half, R>(rows, k, hd, scores);
-      const F minus = f_set1(-__builtin_inff());
-      for (int r = 0; r < R; ++r) {
-        const int32_t visible = rows[r].position + 1 - base;  // keys of this page the row may see
-        float* s = scores + r * kPage;
-        F s0 = f_keep_below(f_load(s), 0, visible, minus),
-          s1 = f_keep_below(f_load(s + kLanes), kLanes, visible, minus);
-        if (rows[r].first > base) {  // hide the keys below it
-          s0 = f_keep_below(minus, 0, rows[r].first - base, s0);
-          s1 = f_keep_below(minus, kLanes, rows[r].first - base, s1);
-        }
-        const float peak = lanes_max(f_max(s0, s1));
-        const float next = m[r] > peak ? m[r] : peak;
-        if (next == -__builtin_inff()) {  // nothing visible yet (NaN scores fall through and spread)
-          f_store(s, f_zero());
-          f_store(s + kLanes, f_zero());
-          continue;
-        }
-        const F shift = f_set1(next);
-        // exp(-87.3) of a hidden key is not zero: hide it again after the exponential
-        F p0 = f_keep_below(f_exp(f_sub(s0, shift)), 0, visible, f_zero());
-        F p1 = f_keep_below(f_exp(f_sub(s1, shift)), kLanes, visible, f_zero());
-        if (rows[r].first > base) {
-          p0 = f_keep_below(f_zero(), 0, rows[r].first - base, p0);
-          p1 = f_keep_below(f_zero(), kLanes, rows[r].first - base, p1);
-        }
-        f_store(s, p0);
-        f_store(s + kLanes, p1);
-        const float sum = lanes_sum(f_add(p0, p1));
-        if (m[r] == -__builtin_inff()) {
-          l[r] = sum;
-        } else if (next != m[r]) {
-          const float correction = exp_one(m[r] - next);
-          l[r] = __builtin_fmaf(l[r], correction, sum);
-          scale_row(partial + r * hd, hd, correction);
-        } else {
-          l[r] += sum;
-        }
-        m[r] = next;
-      }
-      const int32_t tokens = last - base + 1 < kPage ? last - base + 1 : kPage;
-      page_values<Half, R>(scores, k + v_offset, hd, tokens, partial);
-    }
-    for (int r = 0; r < R; ++r) merge(partial + r * hd, m[r], l[r], total + r * hd, total_m[r], total_l[r], hd);
+  if (last < first_key || low >= first_key + kSplitKeys) return;
+  PageRange range;
+  range.begin = low > first_key ? low / kPage : first_page;
+  range.end = last < first_key + kSplitKeys ? last / kPage + 1 : first_page + kSplitPages;
+  range.tokens = last < first_key + kSplitKeys ? last % kPage + 1 : kPage;
+  Products::begin(rows, n, kv.head_dim, s);
+  Products::scores(n, kv, range, first_page, s);
+  const int32_t padded = KvPage<true>::padded(kv.head_dim);
+  float peak[kAttentionTile], sum[kAttentionTile];
+  for (int32_t r = 0; r < n; ++r)
+    softmax_row<Products>(s, r, (range.begin - first_page) * kPage, (range.end - first_page) * kPage,
+                          rows[r].first - first_key, rows[r].position + 1 - first_key, peak[r], sum[r]);
+  Products::values(n, kv, range, first_page, s);
+  for (int32_t r = 0; r < n; ++r) merge(rows[r].partial, s.values + r * padded, peak[r], sum[r], padded);
+}
+
+template <class Products>
+HD_INLINE void attention_with(const AttentionRow* rows, int32_t n, const KvView& kv, int32_t begin, int32_t end,
+                              const AttentionScratch& s) {
+  for (int32_t split = begin; split < end; ++split)
+    for (int32_t r = 0; r < n; r += kAttentionTile)
+      attention_split<Products>(rows + r, n - r < kAttentionTile ? n - r : kAttentionTile, kv, split, s);
+}
+
+inline void attention_merge(float* partials, int32_t count, size_t stride, int32_t head_dim, float* out) {
+  const int32_t padded = KvPage<true>::padded(head_dim);
+  for (int32_t i = 1; i < count; ++i) {
+    const float* part = partials + static_cast<size_t>(i) * stride;
+    merge(partials, part, part[padded], part[padded + 1], padded);
   }
-  for (int r = 0; r < R; ++r) {
-    const float inverse = 1.0f / total_l[r];
-    for (int32_t d = 0; d < hd; ++d) rows[r].out[d] = total[r * hd + d] * inverse;
+  const F inverse = f_set1(1.0f / partials[padded + 1]);
+  for (int32_t d = 0; d < head_dim; d += kLanes) {
+    const F value = f_mul(f_load(partials + d), inverse);
+    head_dim - d < kLanes ? store_tail(out + d, head_dim - d, value) : f_store(out + d, value);
   }
 }
 
-template <bool Half>
-HD_INLINE void attention_rows(const AttentionRow* rows, int32_t n, const KvView& kv, float* scratch) {
-  while (n >= 12) attention_tile<Half, 12>(rows, kv, scratch), rows += 12, n -= 12;
-  while (n >= 8) attention_tile<Half, 8>(rows, kv, scratch), rows += 8, n -= 8;
-  while (n >= 4) attention_tile<Half, 4>(rows, kv, scratch), rows += 4, n -= 4;
-  if (n == 3) attention_tile<Half, 3>(rows, kv, scratch);
-  if (n == 2) attention_tile<Half, 2>(rows, kv, scratch);
-  if (n == 1) attention_tile<Half, 1>(rows, kv, scratch);
-}
+}  // namespace herder::HD_ISA_NAMESPACE
 
-inline void attention(const AttentionRow* rows, int32_t n, const KvView& kv, float* scratch) {
-  kv.half ? attention_rows<true>(rows, n, kv, scratch) : attention_rows<false>(rows, n, kv, scratch);
-}
+#if defined(HD_AMX)
+#include "attention_tiles.h"
+#endif
 
-template <bool Half>
-HD_INLINE void kv_write_as(uint8_t* block, int32_t head_dim, int32_t slot, const float* k, const float* v) {
-  using T = std::conditional_t<Half, uint16_t, float>;
-  T* keys = reinterpret_cast<T*>(block);
-  T* values = keys + static_cast<size_t>(head_dim) * kPage + static_cast<size_t>(slot) * static_cast<size_t>(head_dim);
-  int32_t d = 0;
-  for (; d + kLanes <= head_dim; d += kLanes) {
-    alignas(64) T lane[kLanes];
-    if constexpr (Half) {
-      f_store_f16(lane, f_load(k + d));
-      f_store_f16(values + d, f_load(v + d));
-    } else {
-      f_store(lane, f_load(k + d));
-      f_store(values + d, f_load(v + d));
-    }
-    for (int i = 0; i < kLanes; ++i) keys[static_cast<size_t>(d + i) * kPage + static_cast<size_t>(slot)] = lane[i];
+namespace herder::HD_ISA_NAMESPACE {
+
+inline void attention(const AttentionRow* rows, int32_t n, const KvView& kv, int32_t begin, int32_t end,
+                      float* scratch) {
+  const int32_t padded = KvPage<true>::padded(kv.head_dim);
+  for (int32_t r = 0; r < n; ++r) {
+    for (int32_t d = 0; d < padded; d += kLanes) f_store(rows[r].partial + d, f_zero());
+    rows[r].partial[padded] = -__builtin_inff();
+    rows[r].partial[padded + 1] = 0;
   }
-  for (; d < head_dim; ++d) {
-    if constexpr (Half) {
-      keys[static_cast<size_t>(d) * kPage + static_cast<size_t>(slot)] = f32_to_f16(k[d]);
-      values[d] = f32_to_f16(v[d]);
-    } else {
-      keys[static_cast<size_t>(d) * kPage + static_cast<size_t>(slot)] = k[d];
-      values[d] = v[d];
-    }
-  }
-}
-
-inline void kv_write(uint8_t* block, int32_t head_dim, bool half, int32_t slot, const float* k, const float* v) {
-  half ? kv_write_as<true>(block, head_dim, slot, k, v) : kv_write_as<false>(block, head_dim, slot, k, v);
+  const AttentionScratch s(scratch);
+#if defined(HD_AMX)
+  if (kv.half && TileProducts::fits(kv.head_dim)) return attention_with<TileProducts>(rows, n, kv, begin, end, s);
+#endif
+  kv.half ? attention_with<FusedProducts<true>>(rows, n, kv, begin, end, s)
+          : attention_with<FusedProducts<false>>(rows, n, kv, begin, end, s);
 }
 
 }  // namespace herder::HD_ISA_NAMESPACE

@@ -117,19 +117,34 @@ void Pass::reserve() {
 
 void Pass::plan_attention() {
   const Config& c = m.config;
-  const int32_t repeat = c.n_heads / c.n_kv_heads;
-  const int32_t tile = std::max(1, kQueryRows / repeat);
-  const bool few = n_chunks_ * c.n_kv_heads < 4 * m.team->size();
+  const int32_t repeat = c.n_heads / c.n_kv_heads, tile = std::max(1, kQueryRows / repeat);
   for (int32_t i = 0; i < n_chunks_; ++i) {
     const int32_t n = chunks_[i].n_tokens;
-    for (int32_t first = (n - 1) / tile * tile; first >= 0; first -= tile) {  // the longest rows first
-      const int32_t tokens = std::min(tile, n - first);
-      // a few decoding sequences: one item a query head, or there would be too few items to share out
-      const int32_t heads = n == 1 && few ? 1 : repeat;
+    for (int32_t first = (n - 1) / tile * tile; first >= 0; first -= tile)  // the longest rows first
       for (int32_t g = 0; g < c.n_kv_heads; ++g)
-        for (int32_t h = 0; h < repeat; h += heads) items_.push_back({i, first, tokens, g, g * repeat + h, heads});
+        attention_rows_.push_back({i, first, std::min(tile, n - first), g, 1, 0});
+  }
+  // Where there are few rows their keys are shared out: neighbouring items then read neighbouring memory.
+  const auto count = static_cast<int32_t>(attention_rows_.size()), threads = m.team->size();
+  const int32_t wanted = threads == 1 ? 1 : (kAttentionItems * threads + count - 1) / count;
+  int64_t partials = 0;
+  for (int32_t part = 0; part < wanted; ++part) {
+    for (int32_t j = 0; j < count; ++j) {
+      AttentionRows& rows = attention_rows_[static_cast<size_t>(j)];
+      const int32_t last = chunks_[rows.chunk].start + rows.first + rows.tokens - 1;
+      const int32_t splits = last / (kSplitPages * HD_PAGE_TOKENS) + 1;
+      if (part == 0) {
+        rows.parts = std::min(splits, wanted);
+        rows.partial = partials;
+        partials += int64_t{rows.parts} * rows.tokens * repeat;
+      }
+      if (part < rows.parts) items_.push_back({j, part, splits * part / rows.parts, splits * (part + 1) / rows.parts});
     }
   }
+  const auto floats = static_cast<int64_t>(attention_partial(c.head_dim));
+  if (wanted > 1) m.attention_partials.reserve(partials, floats);
+  for (FloatBuffer& own : m.own_partials) own.reserve(int64_t{tile} * repeat, floats);
+  parts_done_ = std::vector<std::atomic<int32_t>>(attention_rows_.size());
 }
 
 void Pass::body(int thread) {

@@ -178,6 +178,7 @@ static const Kernels* table(const char* isa) {
       .rope = rope,
       .kv_write = kv_write,
       .attention = attention,
+      .attention_merge = attention_merge,
       .int8_peak = int8_peak,
       .f32_peak = f32_peak,
       .read_pass = read_pass,

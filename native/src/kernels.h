@@ -16,7 +16,7 @@ struct AttentionRow {
   const float* q;    // [head_dim], already rotated and scaled by 1/sqrt(head_dim)
   int32_t position;  // keys 0..position are visible
   int32_t first;     // first visible key (sliding window, chunked attention)
-  float* out;        // [head_dim]
+  float* partial;    // attention_partial(head_dim) floats: values, then the maximum and the sum they are relative to
 };
 
 struct KvView {
@@ -25,7 +25,11 @@ struct KvView {
   size_t head_offset;    // bytes from the page's start to this KV head's K block; its V block follows the K block
   const int32_t* pages;  // block table
   int32_t head_dim;
-  bool half;  // float16 entries, else float32
+  bool half;  // bfloat16 entries, else float32
+
+  [[gnu::always_inline]] const uint8_t* block(int32_t page) const {
+    return base + static_cast<size_t>(pages[page]) * page_stride + head_offset;
+  }
 };
 
 struct Kernels {
@@ -54,19 +58,30 @@ struct Kernels {
   void (*rope)(float* head, const float* cos, const float* sin, int32_t half);
   // Writes k, v (one head of one token) at slot `slot` of a page's head block.
   void (*kv_write)(uint8_t* head_block, int32_t head_dim, bool half, int32_t slot, const float* k, const float* v);
-  // rows share one KV head and one sequence; scratch: attention_scratch(head_dim) floats.
-  void (*attention)(const AttentionRow* rows, int32_t n_rows, const KvView&, float* scratch);
+  // The partial results of splits [begin, end) of the keys (attention.h). rows share one KV head and one sequence;
+  // scratch: attention_scratch(head_dim) floats, 64-byte aligned.
+  void (*attention)(const AttentionRow* rows, int32_t n_rows, const KvView&, int32_t begin, int32_t end,
+                    float* scratch);
+  // The results of a row from `count` partial ones, `stride` floats apart, that cover all splits in order.
+  void (*attention_merge)(float* partials, int32_t count, size_t stride, int32_t head_dim, float* out);
 
   double (*int8_peak)(double seconds);  // operations/s of one thread's inner product loop (multiply and add count as 2)
   double (*f32_peak)(double seconds);
   double (*read_pass)(const uint8_t* data, size_t bytes);  // reads all of data once; returns a checksum
 };
 
-constexpr int32_t kAttentionTile = 12;  // query rows handled together
+constexpr int32_t kAttentionTile = 16;  // query rows handled together
 constexpr int32_t kSplitPages = 16;     // pages reduced into one partial result before merging
+constexpr int32_t kMaxHeadDim = 1024;
+constexpr size_t kAttentionRowFloats = 2 * kMaxHeadDim + 32 * (kSplitPages + 1);
 static inline size_t attention_scratch(int32_t head_dim) {
-  // scores [12][32], partial and total output [12][head_dim] each, m and l
-  return static_cast<size_t>(kAttentionTile) * (32 + 2 * static_cast<size_t>(head_dim) + 8) + 64;
+  // of each row: query, scores, values; then a page of values
+  return kAttentionTile * kAttentionRowFloats + 16 * static_cast<size_t>(head_dim);
+}
+static inline size_t attention_partial(int32_t head_dim) { return static_cast<size_t>(pad_to(head_dim, kLanes)) + 16; }
+static inline size_t kv_head_bytes(int32_t head_dim, bool half) {
+  // keys, then values with their dimensions padded to whole vectors
+  return static_cast<size_t>(head_dim + pad_to(head_dim, kLanes)) * HD_PAGE_TOKENS * (half ? 2 : 4);
 }
 
 // Provided by isa/*.cpp as compiled in.

@@ -59,7 +59,7 @@ hd_status check_config(const hd_config& c, hd_error* err) {
       {"dim", c.dim, 8, 1 << 20},
       {"n_heads", c.n_heads, 1, 4096},
       {"n_kv_heads", c.n_kv_heads, 1, 4096},
-      {"head_dim", c.head_dim, 8, 1024},
+      {"head_dim", c.head_dim, 8, kMaxHeadDim},
       {"vocab", c.vocab, 1, kMaxVocab},
       {"context", c.context, 1, 1 << 30},
       {"threads", c.threads, 0, 1024},
@@ -85,7 +85,7 @@ hd_status check_config(const hd_config& c, hd_error* err) {
 // Where each layer's keys and values lie, and the memory of both stores.
 void create_stores(hd_model& m) {
   const Config& c = m.config;
-  m.kv_head_bytes = size_t{2} * static_cast<size_t>(c.head_dim) * HD_PAGE_TOKENS * (c.float32 ? 4 : 2);
+  m.kv_head_bytes = kv_head_bytes(c.head_dim, !c.float32);
   for (Layer& l : m.layers) {
     KvStore& store = l.plan.local ? m.kv_local : m.kv;
     l.kv_offset = store.page_bytes;
@@ -98,6 +98,7 @@ void create_stores(hd_model& m) {
 void create_work_space(hd_model& m, size_t threads) {
   const Config& c = m.config;
   m.attention_scratch.resize(threads);
+  m.own_partials.resize(threads);
   m.matmul_scratch.resize(threads);
   m.sample_scratch.resize(threads);
   for (auto* list : {&m.own_dim_in, &m.own_attn_in, &m.own_ffn_in, &m.own_q_expert_in, &m.own_q_expert_hidden})
@@ -216,12 +217,12 @@ void hd_model::fill_rope(int32_t positions) {
 size_t hd_model::work_bytes() const {
   size_t n = (rope_cos.size() + rope_sin.size()) * sizeof(float);
   for (const auto* b : {&x, &normed, &q, &k, &v, &attn, &gate, &up, &logits, &outputs, &router_logits, &expert_in,
-                        &expert_gate, &expert_up, &expert_out})
+                        &expert_gate, &expert_up, &expert_out, &attention_partials})
     n += b->bytes();
   for (const auto* b : {&q_dim_in, &q_attn_in, &q_ffn_in, &q_expert_in, &q_expert_hidden}) n += b->bytes();
   for (const auto* list : {&own_dim_in, &own_attn_in, &own_ffn_in, &own_q_expert_in, &own_q_expert_hidden})
     for (const auto& b : *list) n += b.bytes();
-  for (const auto* list : {&own_normed, &attention_scratch, &own_expert_in})
+  for (const auto* list : {&own_normed, &attention_scratch, &own_partials, &own_expert_in})
     for (const auto& b : *list) n += b.bytes();
   for (const auto& b : matmul_scratch) n += b.size();
   return n;

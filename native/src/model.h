@@ -116,7 +116,8 @@ struct hd_model {
   herder::QuantizedBuffer q_expert_in, q_expert_hidden;
   std::vector<herder::FloatBuffer> own_expert_in;
   std::vector<herder::QuantizedBuffer> own_q_expert_in, own_q_expert_hidden;
-  std::vector<herder::FloatBuffer> attention_scratch;
+  std::vector<herder::FloatBuffer> attention_scratch, own_partials;  // own_partials: of rows that one thread finishes
+  herder::FloatBuffer attention_partials;                            // of rows whose keys are shared out
   std::vector<std::vector<uint8_t>> matmul_scratch;
   std::vector<herder::SampleScratch> sample_scratch;
 

@@ -18,7 +18,8 @@ namespace herder {
 constexpr int32_t kOutputRows = 32;           // output positions that go through the head together
 constexpr size_t kTokenBlockBytes = 1 << 20;  // int8 activations that stay in a core's L2 while panels stream past
 constexpr int64_t kStreamTokens = 12;         // up to this many tokens the weights' way from memory is what takes time
-constexpr int32_t kQueryRows = 24;            // query rows of an attention item
+constexpr int32_t kQueryRows = 48;            // query rows of an attention item
+constexpr int32_t kAttentionItems = 16;       // items a thread should have to choose from, so that none waits long
 
 // A matrix product of a phase.
 struct Product {
@@ -27,9 +28,16 @@ struct Product {
   int64_t stride;
 };
 
+// Query rows of a chunk that share a KV head: tokens first .. first + tokens - 1, all heads that kv_head serves.
+struct AttentionRows {
+  int32_t chunk, first, tokens, kv_head;
+  int32_t parts;    // items that share the keys out
+  int64_t partial;  // row of m.attention_partials where theirs begin, if there are several: [query row][part]
+};
+
+// One of the parts: splits [begin, end) of the keys.
 struct AttentionItem {
-  int32_t chunk, first, tokens;  // tokens of the chunk
-  int32_t kv_head, head, heads;  // query heads head .. head + heads - 1, all served by kv_head
+  int32_t rows, part, begin, end;
 };
 
 struct OutputRow {
@@ -121,7 +129,9 @@ class Pass {
   std::vector<int32_t> token_chunk_, position_, token_id_;
   std::vector<float> temperature_;  // of each token, what its queries are scaled by in layers that ask for it
   std::vector<int64_t> chunk_row_;  // batch row of each chunk's first token
+  std::vector<AttentionRows> attention_rows_;
   std::vector<AttentionItem> items_;
+  std::vector<std::atomic<int32_t>> parts_done_;  // of each of attention_rows_, over all layers
   std::vector<OutputRow> output_rows_;
   std::vector<Counter> counters_;
   std::vector<size_t> thread_phase_;       // per thread, padded: which counter its next shared phase uses

@@ -149,9 +149,9 @@ void Pass::attend(int thread, int32_t index) {
   const Config& c = m.config;
   const Layer& layer = m.layers[static_cast<size_t>(index)];
   const KvStore& store = layer.plan.local ? m.kv_local : m.kv;
-  const int32_t hd = c.head_dim;
-  float* scratch = m.attention_scratch[static_cast<size_t>(thread)].data;
-  AttentionRow rows[kQueryRows + 8];
+  const int32_t hd = c.head_dim, repeat = c.n_heads / c.n_kv_heads;
+  const FloatBuffer& own = m.own_partials[static_cast<size_t>(thread)];
+  std::vector<AttentionRow> rows;
   Counter& next = next_counter(thread);
   KvView kv{};
   kv.base = store.base + layer.kv_offset;
@@ -160,26 +160,34 @@ void Pass::attend(int thread, int32_t index) {
   kv.half = !c.float32;
   for (int64_t i; (i = next.take(1)) < static_cast<int64_t>(items_.size());) {
     const AttentionItem& item = items_[static_cast<size_t>(i)];
-    const hd_chunk& chunk = chunks_[item.chunk];
-    const int64_t base = chunk_row_[static_cast<size_t>(item.chunk)];
-    kv.pages = layer.plan.local ? chunk.local_pages : chunk.pages;
-    kv.head_offset = static_cast<size_t>(item.kv_head) * m.kv_head_bytes;
-    int32_t n = 0;
-    const auto flush = [&] {
-      m.kernels->attention(rows, n, kv, scratch);
-      n = 0;
+    const AttentionRows& group = attention_rows_[static_cast<size_t>(item.rows)];
+    const hd_chunk& chunk = chunks_[group.chunk];
+    const int64_t base = chunk_row_[static_cast<size_t>(group.chunk)];
+    const bool alone = group.parts == 1;
+    const auto partial = [&](int64_t row) {  // the first of a row
+      return alone ? own.row(row) : m.attention_partials.row(group.partial + row * group.parts);
     };
-    for (int32_t t = item.first; t < item.first + item.tokens; ++t) {
-      for (int32_t h = item.head; h < item.head + item.heads; ++h) {
-        AttentionRow& r = rows[n++];
-        r.q = m.q.row(base + t) + int64_t{h} * hd;
-        r.out = m.attn.row(base + t) + int64_t{h} * hd;
-        r.position = chunk.start + t;
-        r.first = first_visible(layer.plan, r.position);
-        if (n == kQueryRows) flush();
-      }
+    kv.pages = layer.plan.local ? chunk.local_pages : chunk.pages;
+    kv.head_offset = static_cast<size_t>(group.kv_head) * m.kv_head_bytes;
+    rows.clear();
+    for (int32_t t = group.first; t < group.first + group.tokens; ++t) {
+      const int32_t position = chunk.start + t;
+      for (int32_t h = group.kv_head * repeat; h < (group.kv_head + 1) * repeat; ++h)
+        rows.push_back({m.q.row(base + t) + int64_t{h} * hd, position, first_visible(layer.plan, position),
+                        partial(static_cast<int64_t>(rows.size())) + item.part * own.stride});
     }
-    if (n) flush();
+    m.kernels->attention(rows.data(), static_cast<int32_t>(rows.size()), kv, item.begin, item.end,
+                         m.attention_scratch[static_cast<size_t>(thread)].data);
+    if (!alone) {  // whoever finishes the last part of these rows merges them
+      const int32_t done = parts_done_[static_cast<size_t>(item.rows)].fetch_add(1, std::memory_order_acq_rel);
+      if (done % group.parts != group.parts - 1) continue;
+    }
+    for (size_t r = 0; r < rows.size(); ++r) {
+      const auto at = static_cast<int64_t>(r);
+      const int64_t token = base + group.first + at / repeat, head = group.kv_head * repeat + at % repeat;
+      m.kernels->attention_merge(partial(at), group.parts, static_cast<size_t>(own.stride), hd,
+                                 m.attn.row(token) + head * hd);
+    }
   }
   wait();
 }

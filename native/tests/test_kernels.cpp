@@ -142,7 +142,7 @@ struct Cache {
   Cache(const Kernels& kernels, int32_t dim, bool is_half, int32_t length, const std::vector<float>& k,
         const std::vector<float>& v)
       : head_dim(dim), half(is_half) {
-    head_bytes = size_t{2} * HD_PAGE_TOKENS * static_cast<size_t>(dim) * (half ? 2 : 4);
+    head_bytes = kv_head_bytes(dim, half);
     const int32_t n = (length + HD_PAGE_TOKENS - 1) / HD_PAGE_TOKENS;
     for (int32_t i = 0; i < n; ++i) pages.push_back((i * 7 + 3) % n);  // n is never a multiple of 7
     memory.resize(static_cast<size_t>(n) * 2 * head_bytes);
@@ -154,24 +154,61 @@ struct Cache {
     }
   }
 
+  // Fills with NaN what lies behind position `length` in the last page.
+  void forget(int32_t length) {
+    uint8_t* values = memory.data() + (2 * static_cast<size_t>(pages.back()) + 1) * head_bytes;
+    values += static_cast<size_t>(head_dim) * HD_PAGE_TOKENS * 2;
+    const size_t pair = static_cast<size_t>(pad_to(head_dim, kLanes)) * 4;
+    const auto used = static_cast<size_t>((length - 1) % HD_PAGE_TOKENS + 1);
+    for (size_t slot = used; slot < HD_PAGE_TOKENS; ++slot)
+      for (size_t d = 0; d < static_cast<size_t>(head_dim); ++d)
+        std::memset(values + slot / 2 * pair + d * 4 + slot % 2 * 2, 0xff, 2);
+  }
+
   KvView view() const { return {memory.data(), 2 * head_bytes, head_bytes, pages.data(), head_dim, half}; }
 };
 
 }  // namespace
 
+// A row's attention in float64.
+static std::vector<double> plain_attention(const AttentionRow& row, int32_t dim, bool half, const std::vector<float>& k,
+                                           const std::vector<float>& v) {
+  const auto n = static_cast<size_t>(dim);
+  const auto entry = [&](float x) {
+    return double{half ? bf16_to_f32(static_cast<uint16_t>((std::bit_cast<uint32_t>(x) + 0x8000u) >> 16)) : x};
+  };
+  std::vector<double> out(n);
+  double sum = 0, peak = -HUGE_VAL;
+  for (int pass = 0; pass < 2; ++pass) {
+    for (auto key = static_cast<size_t>(row.first); key <= static_cast<size_t>(row.position); ++key) {
+      double score = 0;
+      for (size_t d = 0; d < n; ++d) score += entry(row.q[d]) * entry(k[key * n + d]);
+      peak = std::max(peak, score);
+      if (pass == 0) continue;
+      const double weight = std::exp(score - peak);
+      sum += weight;
+      for (size_t d = 0; d < n; ++d) out[d] += weight * entry(v[key * n + d]);
+    }
+  }
+  for (double& value : out) value /= sum;
+  return out;
+}
+
 TEST(attention) {
   Random random{26};
-  for (const int32_t dim : {8, 24, 64, 80, 128}) {
+  for (const int32_t dim : {8, 24, 32, 64, 80, 96, 128}) {
     for (const bool half : {true, false}) {
-      for (const int32_t length : {1, 31, 33, 530}) {  // 530 keys: more than kSplitPages pages
+      for (const int32_t length : {1, 31, 33, 530, 1061}) {  // 1061 keys: three splits
         std::vector<float> k = normals(random, int64_t{length} * dim), v = normals(random, int64_t{length} * dim);
         check_tables("kv_write",
                      [&](const Kernels& kernels) { return Cache(kernels, dim, half, length, k, v).memory; });
-        const Cache cache(*kernels_portable(), dim, half, length, k, v);
-        for (const int32_t n : {1, 2, 3, 4, 7, 12, 13, 24}) {
+        Cache cache(*kernels_portable(), dim, half, length, k, v);
+        // what lies behind the last token may be anything
+        if (half && length % 2 == 1) cache.forget(length);
+        for (const int32_t n : {1, 2, 3, 4, 7, 12, 16, 35}) {
           std::vector<float> q = normals(random, int64_t{n} * dim);
           if (n == 7) q[static_cast<size_t>(3 * dim)] = kNan;
-          if (n == 13)
+          if (n == 16)
             for (float& value : q) value *= 100;  // one key takes all, the rest underflows
           std::vector<AttentionRow> rows;
           for (int32_t r = 0; r < n; ++r) {
@@ -179,24 +216,48 @@ TEST(attention) {
             const int32_t first = r % 3 == 2 ? random.below(position + 1) : 0;
             rows.push_back({q.data() + int64_t{r} * dim, position, first, nullptr});
           }
-          check_tables("attention", [&](const Kernels& kernels) {
-            std::vector<float> out(q.size() + 1, -7.0f), scratch(attention_scratch(dim));
+          const int32_t splits = (length - 1) / (kSplitPages * HD_PAGE_TOKENS) + 1;
+          // the splits of a row, shared out to `parts` calls
+          const auto run = [&](const Kernels& kernels, int32_t parts) {
+            const size_t floats = attention_partial(dim), all = floats * static_cast<size_t>(parts);
+            std::vector<float> out(q.size() + 1, -7.0f), partials(all * rows.size()),
+                memory(attention_scratch(dim) + 16);
+            float* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / 4;
             std::vector<AttentionRow> mine = rows;
-            for (int32_t r = 0; r < n; ++r) mine[static_cast<size_t>(r)].out = out.data() + int64_t{r} * dim;
-            kernels.attention(mine.data(), n, cache.view(), scratch.data());
+            for (int32_t part = parts - 1; part >= 0; --part) {
+              for (size_t r = 0; r < rows.size(); ++r)
+                mine[r].partial = partials.data() + r * all + static_cast<size_t>(part) * floats;
+              kernels.attention(mine.data(), n, cache.view(), splits * part / parts, splits * (part + 1) / parts,
+                                scratch);
+            }
+            for (size_t r = 0; r < rows.size(); ++r)
+              kernels.attention_merge(partials.data() + r * all, parts, floats, dim,
+                                      out.data() + r * static_cast<size_t>(dim));
             return out;
-          });
+          };
+          check_tables("attention", [&](const Kernels& kernels) { return run(kernels, 1); });
+          check_tables("attention in parts", [&](const Kernels& kernels) { return run(kernels, splits); });
+          check_same(*kernels_portable(), "parts", run(*kernels_portable(), 1), run(*kernels_portable(), splits));
+          if (n != 1 && n != 12) continue;
+          const std::vector<float> out = run(*kernels_portable(), 1);
+          for (size_t r = 0; r < rows.size(); ++r) {
+            const std::vector<double> plain = plain_attention(rows[r], dim, half, k, v);
+            for (size_t d = 0; d < plain.size(); ++d)
+              CHECK(std::fabs(double{out[r * plain.size() + d]} - plain[d]) < (half ? 0.03 : 1e-4));
+          }
         }
       }
     }
   }
 }
 
-TEST(every_kind_of_float_becomes_half) {
+// bfloat16 as kv_write makes it: the nearest multiple of 2^-40, then the upper part of a split at 16 bits.
+TEST(every_kind_of_float_becomes_bfloat16) {
   Random random{27};
   std::vector<float> values(std::begin(kEdges), std::end(kEdges));
-  for (uint32_t i = 0; i < 65536; ++i) {  // every float16, and what lies just beside the middle of it and the next
-    const float middle = std::bit_cast<float>(std::bit_cast<uint32_t>(f16_to_f32(static_cast<uint16_t>(i))) + 0x1000u);
+  for (uint32_t i = 0; i < 65536; ++i) {  // every bfloat16, and what lies just beside the middle of it and the next
+    const float middle = std::bit_cast<float>(i << 16 | 0x8000u);
+    values.push_back(std::bit_cast<float>(i << 16));
     values.push_back(middle);
     values.push_back(std::nextafter(middle, 0.0f));
     values.push_back(std::nextafter(middle, kInfinity));
@@ -204,15 +265,17 @@ TEST(every_kind_of_float_becomes_half) {
   }
   values.resize(values.size() / 128 * 128);
   for (const Kernels* kernels : usable_kernels()) {
-    std::vector<uint8_t> block(size_t{4} * 128 * HD_PAGE_TOKENS);
+    std::vector<uint8_t> block(kv_head_bytes(128, true));
     bool agree = true;
     for (size_t i = 0; i < values.size() && agree; i += 128) {
       kernels->kv_write(block.data(), 128, true, 0, values.data() + i, values.data() + i);
-      const uint8_t* stored = block.data() + size_t{2} * 128 * HD_PAGE_TOKENS;
+      const uint8_t* stored = block.data() + block.size() / 2;
       for (size_t d = 0; d < 128; ++d) {
-        const uint16_t expected = f32_to_f16(values[i + d]);
-        agree = agree && load_u16(stored + 2 * d) == expected &&
-                load_u16(block.data() + 2 * d * HD_PAGE_TOKENS) == expected;
+        const uint16_t key = load_u16(block.data() + d / 2 * 128 + d % 2 * 2), value = load_u16(stored + 4 * d);
+        const float x = values[i + d], y = bf16_to_f32(key);
+        const double error = std::fabs(double{x} - double{y});
+        const bool near = error <= std::fabs(double{x}) * 0x1p-8 + 0x1p-41, lost = !(std::fabs(x) < 0x1p111f) && y != y;
+        agree = agree && key == value && (near || lost);
       }
     }
     if (!agree) fail(__FILE__, __LINE__, kernels->isa);
