@@ -5,6 +5,7 @@
 #include <cstring>
 #include <vector>
 
+#include "error.h"
 #include "formats/block.h"
 
 namespace herder {
@@ -148,6 +149,16 @@ Matrix plan_matrix(const FormatInfo& format, int64_t rows, int64_t cols, bool as
   return w;
 }
 
+hd_status plan_checked(int32_t format, int64_t rows, int64_t cols, bool as_float, Matrix* w, hd_error* err) {
+  const FormatInfo* info = format_info(format);
+  const size_t stored = info && rows > 0 && cols > 0 && rows < (1 << 30) && cols < (1 << 30)
+                            ? static_cast<size_t>(rows) * row_bytes(*info, cols)
+                            : 0;  // which check_storage refuses
+  if (const hd_status s = check_storage(format, rows, cols, stored, &info, err)) return s;
+  *w = plan_matrix(*info, rows, cols, as_float);
+  return HD_OK;
+}
+
 size_t packed_bytes(const Matrix& w) {
   const auto panels = static_cast<size_t>(w.panels);
   const size_t bytes = panels * w.panel_bytes + (w.scaled_rows ? panels * kLanes * sizeof(float) : 0);
@@ -181,11 +192,9 @@ void pack_panel(const Stored& stored, const Matrix& w, int64_t panel, PackScratc
   }
 }
 
-Matrix pack_matrix(const Stored& stored, int64_t rows, int64_t cols, bool as_float, Arena& arena, ThreadTeam& team) {
-  Matrix w = plan_matrix(*stored.format, rows, cols, as_float);
-  place(w, arena.allocate(packed_bytes(w)));
+void pack_panels(const Stored& stored, const Matrix& w, ThreadTeam& team) {
   std::vector<PackScratch> scratch;  // allocated here: the threads' body must not throw
-  for (int i = 0; i < team.size(); ++i) scratch.emplace_back(cols);
+  for (int i = 0; i < team.size(); ++i) scratch.emplace_back(w.cols);
   // Runs of whole megabytes: two threads that touch a huge page for the first time together both clear it.
   const auto run = std::clamp<int64_t>(kRunBytes / static_cast<int64_t>(w.panel_bytes), 1,
                                        std::max<int64_t>(w.panels / (4 * team.size()), 1));
@@ -195,6 +204,12 @@ Matrix pack_matrix(const Stored& stored, int64_t rows, int64_t cols, bool as_flo
       for (int64_t panel = begin; panel < std::min(begin + run, w.panels); ++panel)
         pack_panel(stored, w, panel, scratch[static_cast<size_t>(thread)]);
   });
+}
+
+Matrix pack_matrix(const Stored& stored, int64_t rows, int64_t cols, bool as_float, Arena& arena, ThreadTeam& team) {
+  Matrix w = plan_matrix(*stored.format, rows, cols, as_float);
+  place(w, arena.allocate(packed_bytes(w)));
+  pack_panels(stored, w, team);
   return w;
 }
 
