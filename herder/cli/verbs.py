@@ -25,6 +25,7 @@ VERBS: dict[str, dict[str, Verb]] = {
         "show": Verb("show", "Print a model's shape, types, size, licence and memory need"),
         "rm": Verb("models", "Delete a fetched model"),
         "convert": Verb("convert", "Write a model in another format, weight by weight the same"),
+        "pack": Verb("pack", "Keep a model's packed weights on disk, so that it loads at once"),
     },
     "Serve": {
         "serve": Verb("serve", "Serve models to the clients of OpenAI, Anthropic, Gemini and Ollama"),

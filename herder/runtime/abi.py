@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from herder.core.errors import HerderError, NumericError, OutOfMemory, UnsupportedModel, UsageError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 
 OK = 0
 ERR_ARGUMENT, ERR_MEMORY, ERR_FORMAT, ERR_NUMERIC, ERR_INTERNAL, ERR_INTERRUPTED = range(1, 7)
@@ -91,6 +91,7 @@ class Tensor(ctypes.Structure):
         ("row_map", c_void_p),
         ("turned", c_int64),
         ("lazy", c_int32),
+        ("packed", c_int32),
     )
 
 
@@ -164,6 +165,8 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "hd_sample": (c_int32, [c_void_p, c_int32, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p]),
     "hd_unpack": (c_int32, [c_int32, c_void_p, c_size_t, c_int64, c_int64, c_void_p, c_void_p]),
     "hd_packed_bytes": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_void_p, c_void_p]),
+    "hd_pack": (c_int32, [c_void_p, c_int32, c_int32, c_void_p, c_size_t, c_void_p]),
+    "hd_layout_version": (c_int32, []),
     "hd_measure": (c_int32, [c_int32, c_size_t, c_double, c_void_p, c_void_p, c_void_p, c_void_p]),
 }
 

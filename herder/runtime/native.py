@@ -284,6 +284,8 @@ def load_model(
     are not in memory together. Experts that a mapped file holds are packed when a token is first routed to them, so the
     executor keeps those files open (the caller may close `files`); expert_memory: bytes that such experts may take, 0
     for no limit, beyond which those used longest ago are forgotten until they are needed again.
+    What `herder pack` has stored (runtime/prepacked.py) is mapped and used where it lies, experts included; the
+    executor keeps that file open.
     An image encoder and the layers that attend to it are left out. Raises ModelFileError, UnsupportedModel, OutOfMemory
     or UsageError.
     """
@@ -309,7 +311,7 @@ def load_model(
     handle = model.value
     assert handle is not None
     try:
-        kept = pack(core, handle, files, progress)
+        kept = pack(core, handle, files, progress, compute == "float32")
     except BaseException:
         core.hd_model_free(handle)
         raise

@@ -10,14 +10,17 @@ import ctypes
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from herder.core.config import LayerPlan, ModelConfig
 from herder.core.errors import ModelFileError, UsageError
 from herder.runtime import abi
+from herder.runtime.prepacked import open_packed, write
 from herder.weights.mapping import MappedFile
 from herder.weights.names import EXPERTS, PER_LAYER, Role
 from herder.weights.rope import inv_freq
 from herder.weights.source import ModelFiles, TensorSource
+from herder.weights.storage import Progress as Transfer
 
 Progress = Callable[[int, int], None]  # bytes packed, bytes in all
 
@@ -92,9 +95,12 @@ def _plan(layer: LayerPlan, local_store: bool) -> abi.LayerPlan:
     )
 
 
-def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress | None) -> list[MappedFile]:
-    """Hands every tensor to the model and finishes it. Returns the files, kept open, that experts are still to be read
-    from: their owner closes them after the model is freed. Raises ModelFileError, UnsupportedModel or OutOfMemory."""
+def pack(
+    core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress | None, float32: bool = False
+) -> list[MappedFile]:
+    """Hands every tensor to the model and finishes it; those that are stored packed are used where they lie. Returns
+    the files, kept open, that weights are still to be read from: their owner closes them after the model is freed.
+    Raises ModelFileError, UnsupportedModel or OutOfMemory."""
     config = files.config
     numbers = _numbers(config)
     tensors = [tensor for tensor in files.tensors if wanted(tensor, config)]
@@ -102,14 +108,19 @@ def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress |
     error = abi.Error()
     error_at = ctypes.addressof(error)
     kept: dict[MappedFile, MappedFile] = {}
+    stored = open_packed(files, float32)
+    if stored is not None:
+        kept[stored.file] = stored.file
     try:
         for tensor in files.load():
             if not wanted(tensor, config):
                 continue
-            later = lazy(tensor)
+            size = packed_bytes(tensor, float32) if stored is not None and packable(tensor, config) else 0
+            ready = stored.find(tensor, size) if stored is not None and size else 0
+            later = not ready and lazy(tensor)
             if later and isinstance(tensor.file, MappedFile) and tensor.file not in kept:
                 kept[tensor.file] = tensor.file.share()
-            made = tensor.make() if tensor.make is not None else None
+            made = tensor.make() if tensor.make is not None and not ready else None
             rows = min(tensor.rows, config.vocab) if tensor.role == Role.EMBED else tensor.rows
             given = abi.Tensor(
                 role=int(tensor.role),
@@ -118,17 +129,18 @@ def pack(core: ctypes.CDLL, handle: int, files: ModelFiles, progress: Progress |
                 format=tensor.format_id,
                 rows=rows,
                 cols=tensor.cols,
-                data=tensor.address if made is None else made.address(0),
-                bytes=tensor.bytes // tensor.rows * rows,
-                row_map=None if tensor.row_map is None else tensor.row_map.buffer_info()[0],
-                turned=tensor.turned,
+                data=ready or (tensor.address if made is None else made.address(0)),
+                bytes=size if ready else tensor.bytes // tensor.rows * rows,
+                row_map=None if ready or tensor.row_map is None else tensor.row_map.buffer_info()[0],
+                turned=0 if ready else tensor.turned,
                 lazy=later,
+                packed=bool(ready),
             )
             status = core.hd_model_tensor(handle, ctypes.addressof(given), error_at)
             if status:
                 abi.fail(status, error, ModelFileError)
             made = None  # freed before the next one is made
-            if not later:
+            if not (later or ready):
                 tensor.release()
             done += tensor.bytes
             if progress is not None:
@@ -157,6 +169,26 @@ def wanted(tensor: TensorSource, config: ModelConfig) -> bool:
     if tensor.role == Role.VISION:
         return False
     return tensor.role not in PER_LAYER or not config.plan[tensor.layer].cross
+
+
+def packable(tensor: TensorSource, config: ModelConfig) -> bool:
+    """Whether the tensor is one that `store` keeps: a matrix, taken whole."""
+    return tensor.rows > 1 and (tensor.role != Role.EMBED or tensor.rows == config.vocab)
+
+
+def store(
+    files: ModelFiles, *, float32: bool = False, threads: int = 0, progress: Transfer | None = None
+) -> tuple[Path, int]:
+    """Packs a model's matrices into HERDER_HOME/packed, from where loading it maps them. Returns the file and its size.
+
+    Raises StorageError when the disk has no room, ModelFileError, UnsupportedModel or OutOfMemory.
+    """
+    config = files.config
+    tensors = [t for t in files.tensors if wanted(t, config) and packable(t, config)]
+    path = write(
+        files, [(t, packed_bytes(t, float32)) for t in tensors], float32=float32, threads=threads, progress=progress
+    )
+    return path, path.stat().st_size
 
 
 def lazy(tensor: TensorSource) -> bool:

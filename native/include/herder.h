@@ -24,8 +24,10 @@ extern "C" {
 #define HD_API __attribute__((visibility("default")))
 #endif
 
-#define HD_ABI_VERSION 2
-#define HD_PAGE_TOKENS 32 /* tokens in one KV page; also the block over which attention reduces */
+#define HD_ABI_VERSION 3
+#define HD_LAYOUT_VERSION 1 /* changes with what hd_pack writes, so that stored results of another version are known \
+                             */
+#define HD_PAGE_TOKENS 32   /* tokens in one KV page; also the block over which attention reduces */
 
 typedef enum hd_status {
   HD_OK = 0,
@@ -153,6 +155,9 @@ typedef struct hd_tensor {
    * back to the system then (MADV_DONTNEED). When lazy experts exceed expert_memory, those used longest ago are
    * forgotten, to be packed again when needed; one expert is always held, whatever the limit. */
   int32_t lazy;
+  /* 1, matrices only, without row_map, turned and lazy: data is what hd_pack made of the tensor, aligned to 64 bytes,
+   * and `bytes` what hd_packed_bytes says of it. It is used where it lies, only read, and must outlive the model. */
+  int32_t packed;
 } hd_tensor;
 
 typedef struct hd_model hd_model;
@@ -248,6 +253,13 @@ HD_API hd_status hd_unpack(int32_t format, const void* data, size_t bytes, int64
 /* Bytes that rows x cols values of a storage format take once packed (compute: hd_dtype), vectors apart. */
 HD_API hd_status hd_packed_bytes(int32_t format, int64_t rows, int64_t cols, int32_t compute, int64_t* bytes,
                                  hd_error* err);
+
+/* Packs a matrix as hd_model_tensor does, into caller's memory: hd_packed_bytes bytes, aligned to 64, the same on every
+ * machine. Of the tensor, layer, expert and lazy are not looked at; a router takes float32. compute: hd_dtype. threads:
+ * 0 = one per core this process may run on. */
+HD_API hd_status hd_pack(const hd_tensor* tensor, int32_t compute, int32_t threads, void* out, size_t bytes,
+                         hd_error* err);
+HD_API int32_t hd_layout_version(void);
 
 /* Measured limits of this machine: read bandwidth over `bytes` (bytes/s), peak int8 operations/s and float32 FLOP/s,
  * all with `threads` threads, each for about `seconds`. */

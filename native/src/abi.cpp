@@ -34,6 +34,8 @@ extern "C" {
 
 int32_t hd_abi_version(void) { return HD_ABI_VERSION; }
 
+int32_t hd_layout_version(void) { return HD_LAYOUT_VERSION; }
+
 int32_t hd_cpu_info(char* out, int32_t capacity) {
   const std::string json = herder::cpu_json();
   const auto size = static_cast<int32_t>(json.size()) + 1;
@@ -89,14 +91,20 @@ void hd_model_tap(hd_model* model, hd_tap tap, void* context) {
 
 hd_status hd_packed_bytes(int32_t format, int64_t rows, int64_t cols, int32_t compute, int64_t* bytes, hd_error* err) {
   if (!bytes) return fail(err, HD_ERR_ARGUMENT, "bytes must be given");
-  const herder::FormatInfo* info = herder::format_info(format);
-  const size_t stored = info && rows > 0 && cols > 0 && rows < (1 << 30) && cols < (1 << 30)
-                            ? static_cast<size_t>(rows) * herder::row_bytes(*info, cols)
-                            : 0;  // which check_storage refuses
-  if (const hd_status s = herder::check_storage(format, rows, cols, stored, &info, err)) return s;
-  const herder::Matrix w = herder::plan_matrix(*info, rows, cols, compute == HD_DTYPE_FLOAT32);
+  herder::Matrix w;
+  if (const hd_status s = herder::plan_checked(format, rows, cols, compute == HD_DTYPE_FLOAT32, &w, err)) return s;
   *bytes = static_cast<int64_t>(herder::packed_bytes(w));
   return HD_OK;
+}
+
+hd_status hd_pack(const hd_tensor* tensor, int32_t compute, int32_t threads, void* out, size_t bytes, hd_error* err) {
+  if (!tensor || !out) return fail(err, HD_ERR_ARGUMENT, "tensor and out must be given");
+  if (threads < 0 || threads > 1024)
+    return fail(err, HD_ERR_ARGUMENT, "threads is %d: must be between 0 and 1024", threads);
+  if (threads == 0) threads = herder::usable_cores();
+  return guarded(err, [&] {
+    return herder::pack_tensor(*tensor, compute == HD_DTYPE_FLOAT32, threads, static_cast<uint8_t*>(out), bytes, err);
+  });
 }
 
 hd_status hd_measure(int32_t threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,

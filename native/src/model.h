@@ -134,6 +134,8 @@ namespace herder {
 
 hd_status create_model(const hd_config& config, const Kernels* kernels, hd_model** out, hd_error* err);
 hd_status add_tensor(hd_model& model, const hd_tensor& tensor, hd_error* err);
+// hd_pack: the matrix alone, into the caller's memory.
+hd_status pack_tensor(const hd_tensor& tensor, bool float32, int threads, uint8_t* out, size_t bytes, hd_error* err);
 hd_status finish_model(hd_model& model, hd_error* err);
 hd_status forward(hd_model& model, hd_chunk* chunks, int32_t n_chunks, hd_error* err);
 

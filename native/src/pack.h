@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "arena.h"
+#include "formats/lane.h"
 #include "formats/registry.h"
 #include "layout.h"
 #include "threads.h"
@@ -25,6 +26,9 @@ struct Stored {
 // The layout that rows x cols of a format take: everything of a Matrix but its memory. as_float: always float32.
 Matrix plan_matrix(const FormatInfo& format, int64_t rows, int64_t cols, bool as_float);
 
+// The same for a shape and a format that a caller gave, checked as check_storage does.
+hd_status plan_checked(int32_t format, int64_t rows, int64_t cols, bool as_float, Matrix* w, hd_error* err);
+
 // Bytes of a planned matrix, a multiple of 64; place() puts it at memory: zeroed, 64-byte aligned.
 size_t packed_bytes(const Matrix& w);
 void place(Matrix& w, uint8_t* memory);
@@ -36,18 +40,19 @@ class PackScratch {
 
  private:
   friend struct Packer;
-  struct Row {  // one row, taken apart
-    std::unique_ptr<uint8_t[]> code;
-    std::unique_ptr<float[]> scale, minimum;
-  };
-  Row rows_[kLanes];
-  std::unique_ptr<float[]> expanded_;
+  LaneRow rows_[kLanes];
+  std::unique_ptr<uint8_t[]> codes_;
+  std::unique_ptr<uint16_t[]> halves_;
+  std::unique_ptr<float[]> floats_;
 };
 
 // Packs one panel of a placed matrix. Panels may be packed in any order, by any thread.
 void pack_panel(const Stored& stored, const Matrix& w, int64_t panel, PackScratch& scratch);
 
-// All of it, by all threads, into the arena. Throws std::bad_alloc.
+// All of a placed matrix, by all threads. Throws std::bad_alloc.
+void pack_panels(const Stored& stored, const Matrix& w, ThreadTeam& team);
+
+// Plans, places in the arena and packs. Throws std::bad_alloc.
 Matrix pack_matrix(const Stored& stored, int64_t rows, int64_t cols, bool as_float, Arena& arena, ThreadTeam& team);
 
 // One row of a packed matrix as float32, exactly the values the products use: out[cols].

@@ -135,6 +135,30 @@ hd_status check_stored(const hd_tensor& t, const FormatInfo& format, hd_error* e
   return HD_OK;
 }
 
+// Bytes that are `w` packed already, or are to become it.
+hd_status check_packed(const Matrix& w, const hd_tensor& t, const void* data, size_t bytes, hd_error* err) {
+  const char* name = kRoleNames[t.role];
+  if (t.rows == 1) return fail(err, HD_ERR_ARGUMENT, "%s has one row: only matrices are packed", name);
+  if (bytes != packed_bytes(w))
+    return fail(err, HD_ERR_ARGUMENT, "%s has %zu bytes: packed it takes %zu", name, bytes, packed_bytes(w));
+  if (data == nullptr || reinterpret_cast<uintptr_t>(data) % 64 != 0)
+    return fail(err, HD_ERR_ARGUMENT, "%s: packed data must be given, aligned to 64 bytes", name);
+  return HD_OK;
+}
+
+// A packed tensor is used where it lies.
+hd_status take_packed(const hd_tensor& t, bool as_float, Matrix* w, hd_error* err) {
+  if (t.row_map || t.turned || t.lazy)
+    return fail(err, HD_ERR_ARGUMENT, "%s is packed: it takes no row_map, turned or lazy", kRoleNames[t.role]);
+  Matrix planned;
+  if (const hd_status s = plan_checked(t.format, t.rows, t.cols, as_float, &planned, err)) return s;
+  if (const hd_status s = check_packed(planned, t, t.data, t.bytes, err)) return s;
+  planned.bias = w->bias;
+  place(planned, const_cast<uint8_t*>(static_cast<const uint8_t*>(t.data)));  // which nobody writes to from here on
+  *w = planned;
+  return HD_OK;
+}
+
 // Expanded to float32 and padded to whole panels.
 const float* expand_vector(hd_model& m, const hd_tensor& t, const FormatInfo& format) {
   std::vector<float> values(static_cast<size_t>(t.cols));
@@ -156,10 +180,17 @@ hd_status add_tensor(hd_model& m, const hd_tensor& t, hd_error* err) {
     return fail(err, HD_ERR_FORMAT, "%s of layer %d is %lld x %lld: must be %lld x %lld", name, t.layer,
                 static_cast<long long>(t.rows), static_cast<long long>(t.cols), static_cast<long long>(slot.rows),
                 static_cast<long long>(slot.cols));
+  const auto twice = [&] { return fail(err, HD_ERR_ARGUMENT, "%s of layer %d was given twice", name, t.layer); };
+  const bool as_float = m.config.float32 || t.role == HD_ROUTER;
+  if (t.packed) {
+    if (slot.expert && slot.expert->known(static_cast<size_t>(slot.part))) return twice();
+    Matrix* w = slot.expert ? &slot.expert->part[static_cast<size_t>(slot.part)] : slot.matrix;
+    if (!w) return fail(err, HD_ERR_ARGUMENT, "%s is no matrix: it cannot be packed", name);
+    return w->data ? twice() : take_packed(t, as_float, w, err);
+  }
   const FormatInfo* format = nullptr;
   if (const hd_status s = check_storage(t.format, t.rows, t.cols, t.bytes, &format, err)) return s;
   if (const hd_status s = check_stored(t, *format, err)) return s;
-  const auto twice = [&] { return fail(err, HD_ERR_ARGUMENT, "%s of layer %d was given twice", name, t.layer); };
   const Stored stored{format, static_cast<const uint8_t*>(t.data), t.row_map, t.turned};
   if (slot.expert) {
     const auto part = static_cast<size_t>(slot.part);
@@ -174,7 +205,6 @@ hd_status add_tensor(hd_model& m, const hd_tensor& t, hd_error* err) {
   if (slot.matrix) {
     if (slot.matrix->data) return twice();
     const float* bias = slot.matrix->bias;
-    const bool as_float = m.config.float32 || t.role == HD_ROUTER;
     *slot.matrix = pack_matrix(stored, t.rows, t.cols, as_float, m.weights, *m.team);
     slot.matrix->bias = bias;
     return HD_OK;
@@ -182,6 +212,20 @@ hd_status add_tensor(hd_model& m, const hd_tensor& t, hd_error* err) {
   const float** target = slot.vector ? slot.vector : &slot.bias_of->bias;
   if (*target) return twice();
   *target = expand_vector(m, t, *format);
+  return HD_OK;
+}
+
+hd_status pack_tensor(const hd_tensor& t, bool float32, int threads, uint8_t* out, size_t bytes, hd_error* err) {
+  if (t.role < 0 || t.role >= kRoles) return fail(err, HD_ERR_ARGUMENT, "role %d is unknown", t.role);
+  const FormatInfo* format = nullptr;
+  if (const hd_status s = check_storage(t.format, t.rows, t.cols, t.bytes, &format, err)) return s;
+  if (const hd_status s = check_stored(t, *format, err)) return s;
+  Matrix w = plan_matrix(*format, t.rows, t.cols, float32 || t.role == HD_ROUTER);
+  if (const hd_status s = check_packed(w, t, out, bytes, err)) return s;
+  std::memset(out, 0, bytes);
+  place(w, out);
+  ThreadTeam team(threads);
+  pack_panels({format, static_cast<const uint8_t*>(t.data), t.row_map, t.turned}, w, team);
   return HD_OK;
 }
 
