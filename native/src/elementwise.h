@@ -12,23 +12,6 @@ HD_INLINE float exp_one(float x) {
   return v[0];
 }
 
-// Sum of the 16 lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
-HD_INLINE float lanes_sum(F a) {
-  float v[16];
-  f_store(v, a);
-  for (int step = 8; step; step >>= 1)
-    for (int i = 0; i < step; ++i) v[i] = v[i] + v[i + step];
-  return v[0];
-}
-
-HD_INLINE float lanes_max(F a) {
-  float v[16];
-  f_store(v, a);
-  for (int step = 8; step; step >>= 1)
-    for (int i = 0; i < step; ++i) v[i] = v[i] > v[i + step] ? v[i] : v[i + step];
-  return v[0];
-}
-
 // The last, partial vector of a row, zero-filled.
 HD_INLINE F load_tail(const float* x, int64_t n) {
   float v[16] = {};

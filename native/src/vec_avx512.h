@@ -67,6 +67,20 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   return {_mm512_mask_blend_ps(m, other.v, a.v)};
 }
 
+// Sum and maximum of the lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  const __m256 h = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)));
+}
+HD_INLINE float lanes_max(F a) {
+  const __m256 h = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  const __m128 q = _mm_max_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1));
+  const __m128 d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+  return _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)));
+}
+
 HD_INLINE I i_set1(int32_t x) { return {_mm512_set1_epi32(x)}; }
 // factor times the int32 whose bits lie at p, in every lane. Both fit 16 bits.
 HD_INLINE I i_scaled(const float* p, int32_t factor) {

@@ -101,6 +101,20 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   HD_QUARTERS(F, vbslq_f32(vcltq_s32(lane, vdupq_n_s32(n - 4 * i)), a.v[i], other.v[i]));
 }
 
+// Sum and maximum of the lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  const float32x4_t q = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+  const float32x2_t d = vadd_f32(vget_low_f32(q), vget_high_f32(q));
+  return vget_lane_f32(d, 0) + vget_lane_f32(d, 1);
+}
+HD_INLINE float lanes_max(F a) {
+  const auto larger = [](float32x4_t x, float32x4_t y) { return vbslq_f32(vcgtq_f32(x, y), x, y); };
+  const float32x4_t q = larger(larger(a.v[0], a.v[2]), larger(a.v[1], a.v[3]));
+  const float32x2_t lo = vget_low_f32(q), hi = vget_high_f32(q), d = vbsl_f32(vcgt_f32(lo, hi), lo, hi);
+  const float x = vget_lane_f32(d, 0), y = vget_lane_f32(d, 1);
+  return x > y ? x : y;
+}
+
 HD_INLINE I i_set1(int32_t x) {
   const int32x4_t q = vdupq_n_s32(x);
   return {{q, q, q, q}};

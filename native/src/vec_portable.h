@@ -65,6 +65,18 @@ HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   HD_LANES(F, i < limit - first ? a.v[i] : other.v[i]);
 }
 
+// Sum and maximum of the lanes in one fixed tree: (i, i + 8), (i, i + 4), (i, i + 2), (i, i + 1).
+HD_INLINE float lanes_sum(F a) {
+  for (int step = 8; step; step >>= 1)
+    for (int i = 0; i < step; ++i) a.v[i] = a.v[i] + a.v[i + step];
+  return a.v[0];
+}
+HD_INLINE float lanes_max(F a) {
+  for (int step = 8; step; step >>= 1)
+    for (int i = 0; i < step; ++i) a.v[i] = a.v[i] > a.v[i + step] ? a.v[i] : a.v[i + step];
+  return a.v[0];
+}
+
 HD_INLINE I i_set1(int32_t x) { HD_LANES(I, x); }
 // factor times the int32 whose bits lie at p, in every lane.
 HD_INLINE I i_scaled(const float* p, int32_t factor) {
