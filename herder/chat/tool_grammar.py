@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from herder.chat.format import Calling, CallStyle, ChatFormat, Thinking
+from herder.chat.keywords import OF_KEYWORDS
 from herder.chat.message import Tool
 from herder.core.errors import UsageError
 from herder.core.request import Constraint
@@ -30,13 +31,6 @@ LIKE_BUILTIN: /[\s;,]*/ NAME ".call(" ANY
 LIKE_TAG: ANY "<function=" NAME ">" ANY
 """
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
-# Beside these, a schema says more of the arguments as a whole than a list of keywords can be held to.
-_OF_KEYWORDS = frozenset(
-    {
-        *("type", "properties", "required", "additionalProperties", "title", "description", "$schema", "$id"),
-        *("$comment", "$defs", "definitions", "default", "examples", "deprecated", "strict"),
-    }
-)
 
 
 def answer_form(
@@ -242,7 +236,7 @@ class _Builder:
         """name=value, ... in the order of the schema; a rule, since what is optional may be left out."""
         tool = self.tools[i]
         schema = _schema(tool)
-        if unknown := sorted(schema.keys() - _OF_KEYWORDS):
+        if unknown := sorted(schema.keys() - OF_KEYWORDS):
             raise UsageError(
                 f"the tool {tool.name} has parameters with {unknown[0]}, which no list of keywords can be held to: use "
                 "properties and required alone, or another tool_notation"

@@ -4,7 +4,8 @@
 
 PNG, JPEG, WebP, GIF and BMP; of an animation, the first frame. What is decided here:
 
-- Limits are checked in the file's header, before anything is decoded: MAX_BYTES, MAX_PIXELS, MAX_SIDE.
+- Limits are checked in the file's header, before anything is decoded: MAX_BYTES, MAX_PIXELS, MAX_SIDE;
+  so is what a file may cost beside its pixels (structure.py).
 - A file that ends before its pixels do is refused, unless the process has told Pillow to fill them up
   (LOAD_TRUNCATED_IMAGES, as Meta's preprocessing does).
 - EXIF orientation is applied, as Hugging Face's load_image does: the model sees what a viewer shows. Meta's does not.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from herder.core.errors import UnsupportedModel, UsageError
 from herder.images.header import FORMATS, read_header
+from herder.images.structure import check_structure
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,6 +65,7 @@ def read_rgb(data: bytes, where: str = "image") -> NDArray[np.uint8]:
         raise UsageError(
             f"{where} has {width} x {height} pixels: at most {MAX_PIXELS} are read, {MAX_SIDE} a side; scale it down"
         )
+    check_structure(data, header.format, where)
     try:
         with library.open(io.BytesIO(data), formats=[name.upper() for name in FORMATS]) as image:
             if image.size != (width, height):

@@ -102,14 +102,19 @@ class Models:
             self._names.setdefault(name, served)
         return served
 
-    def find(self, name: str) -> Served:
-        """By its served name or an alias. Raises Refusal (not_found)."""
+    def find(self, name: str, allowed: frozenset[str] | None = None) -> Served:
+        """By its served name or an alias. allowed: the served names that whoever asks may use, None for all. Raises
+        Refusal (not_found)."""
         served = self._names.get(name)
         if served is None:
-            known = ", ".join(sorted(self._served)[:8]) or "none"
-            message = f"the model {name[:200]!r} is not served here: there is {known}"
-            raise Refusal(Problem("not_found", message, "model", "model_not_found"))
+            raise self.unknown(name, allowed)
         return served
+
+    def unknown(self, name: str, allowed: frozenset[str] | None) -> Refusal:
+        """That nothing is served under a name, with no word on what is not allowed."""
+        known = sorted(one for one in self._served if allowed is None or one in allowed)
+        message = f"the model {name[:200]!r} is not served here: there is {', '.join(known[:8]) or 'none'}"
+        return Refusal(Problem("not_found", message, "model", "model_not_found"))
 
     @contextlib.asynccontextmanager
     async def use(self, name: str) -> AsyncIterator[LLM]:

@@ -95,7 +95,7 @@ def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None
     calling: object = chat_format
     style = calling.call_style(**request.format_options) if isinstance(calling, Calling) else None
     enforced = not free and choice != "none" and style is not None
-    held, unenforced = _held(tools) if enforced else (tools, ())
+    held, unenforced = _held(tools, style.notation == "python") if enforced and style is not None else (tools, ())
     form = answer_form(
         chat_format,
         held,
@@ -107,16 +107,21 @@ def _form(llm: LLM, request: ChatRequest) -> tuple[Constraint | Composite | None
     return form, enforced, unenforced
 
 
-def _held(tools: Sequence[Tool]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+def _held(tools: Sequence[Tool], keywords: bool) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
     """The tools with as much of their schemas as calls can be held to, and what that leaves out. The vendors promise
     nothing of a tool that is not strict, and take any schema of it; one that is strict is held to the whole or refused.
+    keywords: calls write their arguments as a list of them.
     """
+    from herder.chat.keywords import as_keywords
     from herder.text.relaxed import relaxed
 
     held, left = [], []
     for tool in tools:
         if tool.parameters is not None and tool.extra.get("strict") is None:
             parameters, names = relaxed(tool.parameters)
+            if keywords:
+                parameters, more = as_keywords(parameters)
+                names += more
             left += [f"{tool.name}.{name}" for name in names]
             tool = replace(tool, parameters=parameters)
         held.append(tool)

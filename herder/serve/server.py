@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from herder.serve import exchange as exchanges
 from herder.serve.body import read_object
-from herder.serve.catalogue import Catalogue
+from herder.serve.catalogue import Card, Catalogue
 from herder.serve.config import Config
 from herder.serve.dialect import Call, Context, Dialect, Encoder, Problem
 from herder.serve.gate import Gate, Open, Principal
@@ -80,6 +80,21 @@ class Server:
     def principal(self, request: Request) -> Principal:
         return exchanges.of(request.scope).principal
 
+    async def cards(self, request: Request) -> list[tuple[Card, str]]:
+        """The models that whoever asks may use, by each of their names: an alias is an entry of its own, so that a
+        program finds the name it looks for."""
+        allowed = self.principal(request).models
+        cards = [card for card in await self.catalogue.cards() if allowed is None or card.name in allowed]
+        return [(card, name) for card in cards for name in (card.name, *card.aliases)]
+
+    async def card(self, request: Request, name: str) -> Card:
+        """One of them. Raises Refusal (not_found)."""
+        allowed = self.principal(request).models
+        served = self.models.find(name, allowed)
+        if allowed is not None and served.name not in allowed:
+            raise self.models.unknown(name, allowed)
+        return await self.catalogue.card(served.name)
+
     async def close(self) -> None:
         """Unloads the models, writes what the gate has left, and closes what modules keep."""
         if not self._closed:
@@ -123,7 +138,7 @@ class Server:
         """The model for one request, whose body has been read. Raises Refusal: not served, not allowed, the server full
         or draining. A client that disconnects cancels the block, which then raises Gone."""
         exchange = exchanges.of(request.scope)
-        served = self.models.find(model)
+        served = self.models.find(model, exchange.principal.models)
         exchange.model = served.name
         if self.draining:
             raise Refusal(Problem("unavailable", "the server is shutting down", retry_after=RETRY_LEAST))

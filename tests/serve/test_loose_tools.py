@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from herder.chat.format import CallStyle, ChatFormat
 from herder.serve.server import Server
+from tests.serve.models import tiny
 from tests.serve.test_app import BODY, CHAT, Client, run
 
 SCHEMA: dict[str, Any] = {
@@ -84,5 +86,34 @@ def test_what_is_strict_is_held_to_the_whole_or_refused() -> None:
         assert whole.status_code == 200
         nonsense = await client.post(CHAT, json={**BODY, "tools": [function(parameters={"type": "herd"})]})
         assert nonsense.status_code == 400, "a schema that says nothing that can be meant"
+
+    run(test)
+
+
+class Python:
+    """The tiny models' chat format, with calls in Python's notation."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tiny()[1], name)
+
+    def call_style(self, **options: Any) -> CallStyle:
+        return CallStyle("python")
+
+
+def test_keywords_are_held_to_no_schema_of_the_whole() -> None:
+    branches = [{"required": ["at"]}, {"required": ["near"], "properties": {"near": {"type": "boolean"}}}]
+    schema = {key: value for key, value in SCHEMA.items() if key != "required"} | {"anyOf": branches}
+
+    async def test(client: Client, server: Server) -> None:
+        async with server.models.use("tiny") as llm:
+            llm.chat_format = cast(ChatFormat, Python())
+        asked = {**BODY, "tool_choice": "required", "max_tokens": 200}
+        answer = await client.post(CHAT, json={**asked, "tools": [function(parameters=schema)]})
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["x-herder-unenforced"] == "look.properties.at.uniqueItems, look.anyOf"
+        strict = await client.post(
+            CHAT, json={**asked, "tools": [function(parameters={"anyOf": branches}, strict=True)]}
+        )
+        assert strict.status_code == 400 and "anyOf, which no list of keywords" in strict.text
 
     run(test)

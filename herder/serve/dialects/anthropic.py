@@ -15,7 +15,6 @@ from herder.serve.dialects import anthropic_fields as fields
 from herder.serve.dialects.anthropic_messages import Reader
 from herder.serve.dialects.anthropic_stream import answer, error_body, stream
 from herder.serve.fields import FieldError, Table, checked
-from herder.serve.problems import Refusal
 from herder.serve.wire import ChatRequest, Named
 
 if TYPE_CHECKING:
@@ -263,9 +262,7 @@ def page(models: list[dict[str, Any]], query: Mapping[str, str]) -> dict[str, An
 async def list_models(request: Request, server: Server) -> Response:
     from starlette.responses import JSONResponse
 
-    allowed = server.principal(request).models
-    cards = [card for card in await server.catalogue.cards() if allowed is None or card.name in allowed]
-    found = [model(card, name) for card in cards for name in (card.name, *card.aliases)]
+    found = [model(card, name) for card, name in await server.cards(request)]
     return JSONResponse(page(found, request.query_params))
 
 
@@ -273,11 +270,7 @@ async def retrieve_model(request: Request, server: Server) -> Response:
     from starlette.responses import JSONResponse
 
     name = request.path_params["model"]
-    card = await server.catalogue.card(name)
-    allowed = server.principal(request).models
-    if allowed is not None and card.name not in allowed:  # no word on what else is served
-        raise Refusal(Problem("not_found", f"the model {name[:200]!r} is not served here", "model", "model_not_found"))
-    return JSONResponse(model(card, name))
+    return JSONResponse(model(await server.card(request, name), name))
 
 
 # The last two paths are another vendor's too; the header anthropic-version tells whose client asks.

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from herder.core.request import Constraint
 from herder.serve import values
-from herder.serve.dialect import Call, Context, Embed, Generate, Other, Problem, Route
+from herder.serve.dialect import Call, Context, Embed, Generate, Other, Route
 from herder.serve.dialects import gemini_fields as fields
 from herder.serve.dialects import gemini_stream
 from herder.serve.dialects.gemini_contents import Reader, repeated
 from herder.serve.dialects.gemini_schema import json_schema
 from herder.serve.dialects.gemini_stream import Generation, answer, stream
 from herder.serve.fields import FieldError
-from herder.serve.problems import Refusal
 from herder.serve.wire import EmbedRequest
 
 if TYPE_CHECKING:
@@ -265,9 +264,7 @@ def page(models: list[dict[str, Any]], query: Mapping[str, str]) -> dict[str, An
 async def list_models(request: Request, server: Server) -> Response:
     from starlette.responses import JSONResponse
 
-    allowed = server.principal(request).models
-    cards = [card for card in await server.catalogue.cards() if allowed is None or card.name in allowed]
-    found = [model(card, name) for card in cards for name in (card.name, *card.aliases)]
+    found = [model(card, name) for card, name in await server.cards(request)]
     return JSONResponse(page(found, request.query_params))
 
 
@@ -275,11 +272,7 @@ async def get_model(request: Request, server: Server) -> Response:
     from starlette.responses import JSONResponse
 
     name = request.path_params["model"]
-    card = await server.catalogue.card(name)
-    allowed = server.principal(request).models
-    if allowed is not None and card.name not in allowed:  # no word on what else is served
-        raise Refusal(Problem("not_found", f"the model {name[:200]!r} is not served here", "model", "model_not_found"))
-    return JSONResponse(model(card, name))
+    return JSONResponse(model(await server.card(request, name), name))
 
 
 def _routes(version: str) -> tuple[Route, ...]:

@@ -154,12 +154,9 @@ def _info(card: Card) -> dict[str, Any]:
 
 
 async def tags(request: Request, server: Server) -> Response:
-    """The served models; an alias is an entry of its own, so that a program finds the name it looks for."""
     from starlette.responses import JSONResponse
 
-    allowed = server.principal(request).models
-    cards = [card for card in await server.catalogue.cards() if allowed is None or card.name in allowed]
-    return JSONResponse({"models": [entry(card, name) for card in cards for name in (card.name, *card.aliases)]})
+    return JSONResponse({"models": [entry(card, name) for card, name in await server.cards(request)]})
 
 
 async def ps(request: Request, server: Server) -> Response:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from herder.serve.dialect import Other, Problem
+from herder.serve.dialect import Other
 from herder.serve.dialects import openai_error
 from herder.serve.fields import Table, supported
-from herder.serve.problems import Refusal
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -43,33 +42,18 @@ def model(card: Card, name: str) -> dict[str, Any]:
     }
 
 
-def models(cards: list[Card], allowed: frozenset[str] | None) -> dict[str, Any]:
-    """The list: aliases are entries of their own, so that a program finds the name it looks for. allowed: the served
-    names that the key may use, None for all."""
-    entries = [
-        model(card, name)
-        for card in cards
-        if allowed is None or card.name in allowed
-        for name in (card.name, *card.aliases)
-    ]
-    return {"object": "list", "data": entries}
-
-
 async def list_models(request: Request, server: Server) -> Response:
     from starlette.responses import JSONResponse
 
-    return JSONResponse(models(await server.catalogue.cards(), server.principal(request).models))
+    found = [model(card, name) for card, name in await server.cards(request)]
+    return JSONResponse({"object": "list", "data": found})
 
 
 async def retrieve_model(request: Request, server: Server) -> Response:
     from starlette.responses import JSONResponse
 
     name = request.path_params["model"]
-    card = await server.catalogue.card(name)
-    allowed = server.principal(request).models
-    if allowed is not None and card.name not in allowed:  # no word on what else is served
-        raise Refusal(Problem("not_found", f"the model {name[:200]!r} is not served here", "model", "model_not_found"))
-    return JSONResponse(model(card, name))
+    return JSONResponse(model(await server.card(request, name), name))
 
 
 ROUTES = (
