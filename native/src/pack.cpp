@@ -10,24 +10,10 @@
 namespace herder {
 namespace {
 
+constexpr int64_t kRunBytes = 8 << 20;  // of panels that a thread packs one after the other
+
 // Where a panel of bfloat16 has input k of a lane: pairs of inputs lie together.
 int64_t bf16_at(int64_t lane, int64_t k) { return (k / 2 * kLanes + lane) * 2 + k % 2; }
-
-// The formats whose scales are float16 in the file keep them bit for bit; the others (products of scales) are rounded
-// to float16 after a power of two per row brought them into range.
-bool scales_are_f16(int32_t id) {
-  switch (id) {
-    case HD_Q4_0:
-    case HD_Q4_1:
-    case HD_Q5_0:
-    case HD_Q5_1:
-    case HD_Q8_0:
-    case HD_IQ4_NL:
-      return true;
-    default:
-      return false;
-  }
-}
 
 }  // namespace
 
@@ -43,78 +29,39 @@ struct Packer {
 
   void integer_panel(int64_t panel) const {
     const FormatInfo& format = *stored.format;
-    PackScratch::Row* rows = scratch.rows_;
-    const int64_t groups = w.padded_cols / w.group;
+    const int64_t padded_groups = w.padded_cols / w.group;
+    const int per_byte = w.layout == Layout::kByte ? 1 : 2;
     float row_scale[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
       const int64_t row = panel * kLanes + lane;
-      PackScratch::Row& r = rows[lane];
-      row_scale[lane] = 1.0f;
+      const int64_t cols = row < w.rows ? w.cols : 0, groups = cols / w.group;
+      const LaneRow& r = scratch.rows_[lane];
+      row_scale[lane] = cols ? format.lane(source_row(row), cols / format.block, r) : 1.0f;
       // padding: codes of the zero level, scale 0
-      const int64_t real_groups = row < w.rows ? w.cols / w.group : 0;
-      if (row < w.rows) {
-        const uint8_t* s = source_row(row);
-        const int per_block = format.block / format.group;
-        for (int64_t b = 0; b < w.cols / format.block; ++b, s += format.bytes)
-          format.unpack(s, r.code.get() + b * format.block, r.scale.get() + b * per_block,
-                        w.has_min ? r.minimum.get() + b * per_block : nullptr);
-      }
-      std::memset(r.code.get() + real_groups * w.group, 0, static_cast<size_t>((groups - real_groups) * w.group));
-      for (int64_t g = real_groups; g < groups; ++g) r.scale[g] = r.minimum[g] = 0;
-      if (w.row_scale) row_scale[lane] = normalize(r, real_groups);
+      std::memset(r.codes + cols / per_byte, 0, static_cast<size_t>((w.padded_cols - cols) / per_byte));
+      std::fill(r.scale + groups, r.scale + padded_groups, uint16_t{0});
+      std::fill(r.minimum + groups, r.minimum + padded_groups, uint16_t{0});
     }
     if (w.row_scale) std::memcpy(w.row_scale + panel * kLanes, row_scale, sizeof row_scale);
-    write_panel(panel, rows);
+    per_byte == 1 ? interleave<16>(panel) : interleave<8>(panel);
   }
 
-  // Brings the largest scale or minimum of the row to [2^13, 2^14): float16 then holds 27 binades below it as normal
-  // numbers. Returns the power of two that undoes it.
-  float normalize(PackScratch::Row& r, int64_t groups) const {
-    float largest = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-      largest = std::fmax(largest, std::fabs(r.scale[g]));
-      if (w.has_min) largest = std::fmax(largest, std::fabs(r.minimum[g]));
-    }
-    if (!(largest > 0) || !std::isfinite(largest)) return 1.0f;
-    int exponent;
-    std::frexp(largest, &exponent);
-    if (exponent < -100) exponent = -100;  // keeps both powers normal; such a row is zero for all purposes
-    const float up = std::ldexp(1.0f, 14 - exponent);
-    for (int64_t g = 0; g < groups; ++g) {
-      r.scale[g] *= up;
-      if (w.has_min) r.minimum[g] *= up;
-    }
-    return std::ldexp(1.0f, exponent - 14);
-  }
-
-  void write_panel(int64_t panel, const PackScratch::Row* rows) const {
+  // Sixteen rows, each with `Quads` words of codes a unit, become units of sixteen lanes.
+  template <int Quads>
+  void interleave(int64_t panel) const {
     uint8_t* out = w.data + static_cast<size_t>(panel) * w.panel_bytes;
-    const int groups = w.groups_per_unit(), quads = w.group / 4;
+    const int groups = w.groups_per_unit();
     for (int64_t unit = 0; unit < w.padded_cols / kUnit; ++unit) {
       auto* scale = reinterpret_cast<uint16_t*>(out);
       auto* minimum = scale + groups * kLanes;
       auto* code = reinterpret_cast<uint32_t*>(out + w.unit_scale_bytes());
-      for (int g = 0; g < groups; ++g) {
-        for (int lane = 0; lane < kLanes; ++lane) {
-          scale[g * kLanes + lane] = f32_to_f16(rows[lane].scale[unit * groups + g]);
-          if (w.has_min) minimum[g * kLanes + lane] = f32_to_f16(rows[lane].minimum[unit * groups + g]);
-        }
-      }
       for (int lane = 0; lane < kLanes; ++lane) {
-        const uint8_t* c = rows[lane].code.get() + unit * kUnit;
-        uint32_t* o = code + lane;
-        if (w.layout == Layout::kByte) {
-          for (int q = 0; q < kUnit / 4; ++q) std::memcpy(o + q * kLanes, c + 4 * q, 4);
-          continue;
-        }
-        for (int g = 0; g < groups; ++g) {
-          for (int i = 0; i < quads / 2; ++i) {
-            uint32_t low, high;
-            std::memcpy(&low, c + g * w.group + 4 * i, 4);
-            std::memcpy(&high, c + g * w.group + 4 * (i + quads / 2), 4);
-            o[(g * quads / 2 + i) * kLanes] = low | high << 4;
-          }
-        }
+        const LaneRow& r = scratch.rows_[lane];
+        for (int g = 0; g < groups; ++g) scale[g * kLanes + lane] = r.scale[unit * groups + g];
+        if (w.has_min)
+          for (int g = 0; g < groups; ++g) minimum[g * kLanes + lane] = r.minimum[unit * groups + g];
+        const uint8_t* c = r.codes + unit * (4 * Quads);
+        for (int q = 0; q < Quads; ++q) std::memcpy(code + q * kLanes + lane, c + 4 * q, 4);
       }
       out += w.unit_bytes();
     }
@@ -125,7 +72,7 @@ struct Packer {
     const FormatInfo& format = *stored.format;
     auto* out = reinterpret_cast<Word*>(w.data + static_cast<size_t>(panel) * w.panel_bytes);
     if (stored.turned) return turned_panel(panel, out);
-    float* expanded = scratch.expanded_.get();
+    float* expanded = scratch.floats_.get();
     for (int lane = 0; lane < kLanes; ++lane) {
       const int64_t row = panel * kLanes + lane;
       if (row >= w.rows) continue;  // the memory is zeroed
@@ -192,7 +139,7 @@ Matrix plan_matrix(const FormatInfo& format, int64_t rows, int64_t cols, bool as
     w.layout = format.bits == 8 ? Layout::kByte : format.table ? Layout::kNibbleTable : Layout::kNibble;
     w.group = format.group;
     w.has_min = format.has_min;
-    w.scaled_rows = !scales_are_f16(format.id);
+    w.scaled_rows = !has_half_scales(format.id);
     w.zero = format.table ? 128 : format.zero;
     if (format.table) std::memcpy(w.table, format.table, 16);
     w.padded_cols = pad_to(cols, kUnit);
@@ -213,12 +160,13 @@ void place(Matrix& w, uint8_t* memory) {
 }
 
 PackScratch::PackScratch(int64_t cols) {
-  const auto width = static_cast<size_t>(pad_to(cols, kUnit));
-  expanded_ = std::make_unique_for_overwrite<float[]>(width);
-  for (Row& r : rows_) {
-    r.code = std::make_unique_for_overwrite<uint8_t[]>(width);
-    r.scale = std::make_unique<float[]>(width / 16);
-    r.minimum = std::make_unique<float[]>(width / 16);
+  const auto width = static_cast<size_t>(pad_to(cols, kUnit)), groups = width / 16;
+  codes_ = std::make_unique_for_overwrite<uint8_t[]>(kLanes * width);
+  halves_ = std::make_unique_for_overwrite<uint16_t[]>(kLanes * 2 * groups);
+  floats_ = std::make_unique_for_overwrite<float[]>(width);  // a row expanded, or the exact scales of the row at hand
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    uint16_t* halves = halves_.get() + lane * 2 * groups;
+    rows_[lane] = {codes_.get() + lane * width, halves, halves + groups, floats_.get(), floats_.get() + groups};
   }
 }
 
@@ -238,10 +186,14 @@ Matrix pack_matrix(const Stored& stored, int64_t rows, int64_t cols, bool as_flo
   place(w, arena.allocate(packed_bytes(w)));
   std::vector<PackScratch> scratch;  // allocated here: the threads' body must not throw
   for (int i = 0; i < team.size(); ++i) scratch.emplace_back(cols);
+  // Runs of whole megabytes: two threads that touch a huge page for the first time together both clear it.
+  const auto run = std::clamp<int64_t>(kRunBytes / static_cast<int64_t>(w.panel_bytes), 1,
+                                       std::max<int64_t>(w.panels / (4 * team.size()), 1));
   Counter next;
   team.run([&](int thread) {
-    for (int64_t panel; (panel = next.take(1)) < w.panels;)
-      pack_panel(stored, w, panel, scratch[static_cast<size_t>(thread)]);
+    for (int64_t begin; (begin = next.take(run)) < w.panels;)
+      for (int64_t panel = begin; panel < std::min(begin + run, w.panels); ++panel)
+        pack_panel(stored, w, panel, scratch[static_cast<size_t>(thread)]);
   });
   return w;
 }

@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "arena.h"
+#include "formats/lane.h"
 #include "formats/registry.h"
 #include "layout.h"
 #include "threads.h"
@@ -36,12 +37,10 @@ class PackScratch {
 
  private:
   friend struct Packer;
-  struct Row {  // one row, taken apart
-    std::unique_ptr<uint8_t[]> code;
-    std::unique_ptr<float[]> scale, minimum;
-  };
-  Row rows_[kLanes];
-  std::unique_ptr<float[]> expanded_;
+  LaneRow rows_[kLanes];
+  std::unique_ptr<uint8_t[]> codes_;
+  std::unique_ptr<uint16_t[]> halves_;
+  std::unique_ptr<float[]> floats_;
 };
 
 // Packs one panel of a placed matrix. Panels may be packed in any order, by any thread.

@@ -68,28 +68,18 @@ static inline float f16_to_f32(uint16_t half) {
   return std::bit_cast<float>(sign | rebiased << 23 | mantissa << 13);
 }
 
-// binary32 -> binary16, to nearest, ties to even; overflow gives infinity, a NaN a quiet NaN.
+// binary32 -> binary16, to nearest, ties to even; overflow gives infinity, a NaN a quiet NaN. Without branches, so that
+// the compiler makes vectors of it.
 static inline uint16_t f32_to_f16(float value) {
   const uint32_t word = std::bit_cast<uint32_t>(value);
   const uint32_t sign = word >> 16 & 0x8000u;
   const uint32_t magnitude = word & 0x7fffffffu;
-  uint32_t half;
-  if (magnitude > 0x7f800000u) {
-    half = 0x7e00u | (magnitude >> 13 & 0x3ffu);
-  } else if (magnitude >= 0x477ff000u) {  // 65520, half way from the largest binary16 to the next power of two
-    half = 0x7c00u;
-  } else if (magnitude >= 0x38800000u) {  // normal: rebias by 15 - 127, then round off 13 bits
-    half = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
-  } else if (magnitude < 0x33000000u) {  // below half of the smallest subnormal
-    half = 0;
-  } else {  // subnormal: units of 2^-24
-    const uint32_t shift = 126 - (magnitude >> 23);
-    const uint32_t significand = (magnitude & 0x7fffffu) | 0x800000u;
-    half = significand >> shift;
-    const uint32_t rest = significand & ((1u << shift) - 1);
-    const uint32_t tie = 1u << (shift - 1);
-    half += rest > tie || (rest == tie && (half & 1u));
-  }
+  const uint32_t normal = (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1u)) >> 13;  // rebias by 15 - 127
+  // below 2^-14: adding 1/2 leaves units of 2^-24, the processor rounds to them
+  const uint32_t small = std::bit_cast<uint32_t>(std::bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  uint32_t half = magnitude < 0x38800000u ? small : normal;
+  half = magnitude >= 0x477ff000u ? 0x7c00u : half;  // from 65520, half way to the power of two after the largest
+  half = magnitude > 0x7f800000u ? 0x7e00u | (magnitude >> 13 & 0x3ffu) : half;
   return static_cast<uint16_t>(sign | half);
 }
 

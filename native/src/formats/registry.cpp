@@ -8,6 +8,7 @@
 #include "formats/block.h"
 #include "formats/iq4_nl.h"
 #include "formats/iq4_xs.h"
+#include "formats/lane.h"
 #include "formats/mxfp4.h"
 #include "formats/q2_k.h"
 #include "formats/q3_k.h"
@@ -54,13 +55,13 @@ void expand_bf16(const uint8_t* source, int64_t count, float* out) {
 template <BlockFormat F>
 constexpr FormatInfo row() {
   static_assert(F::block <= kMaxBlock && F::block / F::group <= kMaxGroups);
-  return {F::id,      F::name, F::block, F::bytes,  F::bits,         F::group,
-          F::has_min, F::zero, F::table, F::unpack, expand_blocks<F>};
+  return {F::id,      F::name, F::block, F::bytes,  F::bits,     F::group,
+          F::has_min, F::zero, F::table, F::unpack, lane_row<F>, expand_blocks<F>};
 }
 
 constexpr FormatInfo float_row(int32_t id, const char* name, int32_t bytes,
                                void (*expand)(const uint8_t*, int64_t, float*)) {
-  return {id, name, 1, bytes, 0, 0, false, 0, nullptr, nullptr, expand};
+  return {id, name, 1, bytes, 0, 0, false, 0, nullptr, nullptr, nullptr, expand};
 }
 
 constexpr FormatInfo kFormats[] = {

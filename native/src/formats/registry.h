@@ -8,8 +8,10 @@
 
 namespace herder {
 
+struct LaneRow;
+
 // One storage format. The fields are those of formats/block.h; F32, F16 and BF16 are blocks of one value with bits,
-// group and zero 0 and no unpack.
+// group and zero 0 and neither unpack nor lane.
 struct FormatInfo {
   int32_t id;
   const char* name;
@@ -19,6 +21,8 @@ struct FormatInfo {
   int32_t zero;
   const int8_t* table;
   void (*unpack)(const uint8_t* source, uint8_t* code, float* scale, float* minimum);
+  // blocks consecutive blocks -> a lane of a panel; returns its row_scale (formats/lane.h).
+  float (*lane)(const uint8_t* source, int64_t blocks, const LaneRow& out);
   // blocks consecutive blocks -> blocks * block float32 values; every format has it.
   void (*expand)(const uint8_t* source, int64_t blocks, float* out);
 };
