@@ -46,8 +46,8 @@ class Row:
 
     def trial(self) -> Row:
         """A shorter one, to find which setting is fastest."""
-        prompt = min(self.prompt, 128) if self.what == "prefill" and self.shape == EIGHT else self.prompt
-        return replace(self, gen=min(self.gen, 8), prompt=prompt)
+        short = self.shape == EIGHT or (self.shape == ONE and self.what == "prefill")
+        return replace(self, gen=min(self.gen, 8), prompt=min(self.prompt, 128) if short else self.prompt)
 
     @property
     def repacks(self) -> tuple[bool, ...]:
