@@ -20,7 +20,9 @@ from tests.tiny import write_tiny_gguf
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("HERDER_HOME", str(tmp_path / "home"))
-    yield write_tiny_gguf(tmp_path / "tiny.gguf")
+    path = tmp_path / "tiny.gguf"
+    write_tiny_gguf(path)
+    yield path
 
 
 def logits(path: Path) -> tuple[bytes, int]:
