@@ -72,15 +72,15 @@ def _identity(files: ModelFiles, float32: bool) -> dict[str, Any]:
 
 
 def open_packed(files: ModelFiles, float32: bool = False) -> Prepacked | None:
-    """The packed weights of a model, None where there are none that fit: never made, made from files that have changed
-    since or by another version, or damaged."""
+    """The packed weights of a model, None where there are none; or, with a line in the log, none that fit: made from
+    files that have changed since or by another version, or damaged."""
     path = path_of(files, float32)
     if not path.exists():
         return None
     try:
         file = MappedFile(path)
     except HerderError:
-        return None
+        return _unused(path, files)
     try:
         header = _header(file)
         places = {key: (int(offset), int(size)) for key, (offset, size) in header["tensors"].items()}
@@ -90,10 +90,18 @@ def open_packed(files: ModelFiles, float32: bool = False) -> Prepacked | None:
         )
         if fits:
             return Prepacked(file, places)
-    except (ModelFileError, KeyError, TypeError, ValueError, AttributeError):
+    except (ModelFileError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
         pass
     file.close()
-    return None
+    return _unused(path, files)
+
+
+def _unused(path: Path, files: ModelFiles) -> None:
+    import logging  # here, as it takes milliseconds that every start would pay
+
+    logging.getLogger(__name__).warning(
+        "%s does not fit %s any more and is not used: `herder pack %s` makes it again", path, files.path, files.path
+    )
 
 
 def _header(file: MappedFile) -> dict[str, Any]:

@@ -72,11 +72,15 @@ def _empty(path: Path, model: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [_touch, _cut, _scribble, _empty])
-def test_what_does_not_fit_is_not_used(model: Path, change: Callable[[Path, Path], None]) -> None:
+def test_what_does_not_fit_is_not_used(
+    model: Path, change: Callable[[Path, Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
     expected, held = logits(model)
     path = kept(model)
+    assert not caplog.messages
     change(path, model)
     assert logits(model) == (expected, held)
+    assert [f"herder pack {model}" in message for message in caplog.messages] == [True], "and it is said"
     kept(model)  # written anew
     assert logits(model)[1] < held
 
