@@ -80,7 +80,8 @@ def open_packed(files: ModelFiles, float32: bool = False) -> Prepacked | None:
     try:
         file = MappedFile(path)
     except HerderError:
-        return _unused(path, files)
+        _say_unused(path, files)
+        return None
     try:
         header = _header(file)
         places = {key: (int(offset), int(size)) for key, (offset, size) in header["tensors"].items()}
@@ -93,10 +94,11 @@ def open_packed(files: ModelFiles, float32: bool = False) -> Prepacked | None:
     except (ModelFileError, KeyError, TypeError, ValueError, AttributeError, RecursionError):
         pass
     file.close()
-    return _unused(path, files)
+    _say_unused(path, files)
+    return None
 
 
-def _unused(path: Path, files: ModelFiles) -> None:
+def _say_unused(path: Path, files: ModelFiles) -> None:
     import logging  # here, as it takes milliseconds that every start would pay
 
     logging.getLogger(__name__).warning(
