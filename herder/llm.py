@@ -328,7 +328,7 @@ class LLM:
         if taken := given.keys() & {"messages", "tools", "add_generation_prompt", "learn"}:
             raise UsageError(f"format_options has {min(taken)!r}, which is no option of a chat format")
         prompt = chat_format.render(pictures.messages, tools=read_tools(tools) or None, **given)
-        if fitting:
+        if fitting and not prompt.images:  # with images the engine's own refusal tells what they take
             self._refuse(prompt.least(self.tokenizer))
         tokens = tuple(prompt.encode(self.tokenizer))
         return tokens, pictures.placed(tokens, prompt.images)

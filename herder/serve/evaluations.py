@@ -26,13 +26,7 @@ async def embed(llm: LLM, request: EmbedRequest, group: str = "") -> tuple[list[
     dim = llm.config.dim
     if request.dimensions is not None and not 1 <= request.dimensions <= dim:
         raise FieldError(f"dimensions is {request.dimensions}: this model has {dim}", "dimensions")
-    fitting = not request.truncate
-    texts = await asyncio.to_thread(lambda: [llm.tokens(text, fitting=fitting) for text in request.inputs])
-    if request.truncate:
-        texts = [tokens[: llm.context] for tokens in texts]
-    else:
-        for tokens in texts:
-            _fits(llm, tokens)
+    texts = await asyncio.to_thread(_tokens, llm, request)
     streams = [llm.engine.submit_async(Evaluation(tokens, "hidden", group=group)) for tokens in texts]
     vectors = []
     try:
@@ -92,6 +86,24 @@ async def _evaluated(llm: LLM, request: Evaluation) -> AsyncIterator[Evaluated]:
                 yield event
             elif isinstance(event, Finished) and event.error is not None:
                 raise event.error
+
+
+def _tokens(llm: LLM, request: EmbedRequest) -> list[tuple[int, ...]]:
+    texts = [input_tokens(llm, i, text, request.truncate) for i, text in enumerate(request.inputs)]
+    if request.truncate:
+        return [tokens[: llm.context] for tokens in texts]
+    for tokens in texts:
+        _fits(llm, tokens)
+    return texts
+
+
+def input_tokens(llm: LLM, index: int, text: str | tuple[int, ...], truncate: bool) -> tuple[int, ...]:
+    """The tokens of one input of several. Raises ContextOverflow, naming it, where they cannot fit and must."""
+    try:
+        return llm.tokens(text, fitting=not truncate)
+    except ContextOverflow as error:
+        said = f"input[{index}]: {error}"
+        raise ContextOverflow(said, prompt_tokens=error.prompt_tokens, limit=error.limit) from None
 
 
 def _fits(llm: LLM, tokens: tuple[int, ...]) -> None:

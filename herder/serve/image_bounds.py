@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from herder.chat.message import ImageLink
 from herder.core.errors import UsageError
+from herder.images.decode import MAX_PIXELS
 from herder.images.header import read_header
 from herder.serve.config import Limits
 from herder.serve.fields import FieldError
@@ -12,7 +13,7 @@ from herder.serve.wire import ChatRequest
 
 def check_bounds(wanted: object, limits: Limits) -> None:
     """Raises FieldError with the numbers. An image that is still a link counts, but has no pixels yet; so has one whose
-    header cannot be read, which the decoder refuses by its place."""
+    header cannot be read or that is too large by itself, which the decoder refuses by its place."""
     if not isinstance(wanted, ChatRequest):
         return
     images = [part for message in wanted.messages for part in message.images]
@@ -21,7 +22,7 @@ def check_bounds(wanted: object, limits: Limits) -> None:
     pixels = sum(_pixels(part.data) for part in images if not isinstance(part, ImageLink))
     if pixels > limits.image_pixels:
         raise FieldError(
-            f"the request has {len(images)} images of {pixels} pixels together: at most {limits.image_pixels} are "
+            f"the request has images of {pixels} pixels together: at most {limits.image_pixels} are "
             "read, scale them down or leave some out"
         )
 
@@ -31,4 +32,5 @@ def _pixels(data: bytes) -> int:
         header = read_header(data)
     except UsageError:
         return 0
-    return header.width * header.height
+    pixels = header.width * header.height
+    return pixels if pixels <= MAX_PIXELS else 0

@@ -216,7 +216,8 @@ def test_closing_the_iterator_gives_everything_back() -> None:
 def test_cancelling_the_task_gives_everything_back() -> None:
     async def test(llm: LLM) -> None:
         task = asyncio.create_task(collected(llm, chat(options={"ignore_eos": True})))
-        await asyncio.sleep(0.05)
+        while not llm.engine.stats().counters.submitted:  # rendering and encoding take a thread, and that its time
+            await asyncio.sleep(0.01)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -65,7 +65,7 @@ def test_images(seeing: Live) -> None:
         )
         assert answer.json()["error"]["type"] == "invalid_request_error"
     assert shown(seeing, url_of(bytes(1 << 23))).status_code == 413
-    for count, words in ((1100, "has 1100 elements: at most 1024"), (1020, "tokens, and the context holds 1024")):
+    for count, words in ((1100, "has 1100 elements: at most 1024"), (1020, "has 1020 images: at most 32 are taken")):
         many = shown(seeing, *[url_of(SMALL)] * count)
         assert many.status_code == 400 and words in many.text, many.text
     assert shown(seeing, url_of(SMALL)).status_code == 200, "and it serves on"

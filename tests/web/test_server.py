@@ -59,8 +59,8 @@ def configure(page: Page, **values: str) -> None:
 
 def test_it_answers(at_real: Page) -> None:
     configure(at_real, Temperature="0", Most_tokens="40", System_prompt="You are a helpful assistant.")
-    ask(at_real, "What is the capital of France?")
-    expect(last_answer(at_real)).to_contain_text("Paris")
+    ask(at_real, "What is Paris the capital of?")
+    expect(last_answer(at_real)).to_contain_text("Paris is the capital of France")
     expect(last_answer(at_real)).to_contain_text("tokens/s")
     expect(at_real.get_by_role("meter", name="Context")).to_have_attribute("aria-valuemax", "512")
 

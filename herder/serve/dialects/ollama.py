@@ -121,7 +121,10 @@ async def _vectors(
 
 def _inputs(llm: LLM, asked: AskedVectors) -> tuple[tuple[tuple[int, ...], ...], int]:
     """The inputs' tokens, cut to the window where that is wanted, and how many were left out."""
-    whole = [llm.tokens(text, fitting=not asked.wanted.truncate) for text in asked.wanted.inputs]
+    from herder.serve.evaluations import input_tokens
+
+    wanted = asked.wanted
+    whole = [input_tokens(llm, i, text, wanted.truncate) for i, text in enumerate(wanted.inputs)]
     for i, (tokens, text) in enumerate(zip(whole, asked.wanted.inputs, strict=True)):
         if not tokens or not text:
             raise FieldError(f"input[{i}] is an empty text: leave it out", f"input[{i}]")
