@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from herder.core.errors import HerderError, NumericError, OutOfMemory, UnsupportedModel, UsageError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 
 OK = 0
 ERR_ARGUMENT, ERR_MEMORY, ERR_FORMAT, ERR_NUMERIC, ERR_INTERNAL, ERR_INTERRUPTED = range(1, 7)
@@ -131,6 +131,7 @@ class Chunk(ctypes.Structure):
         ("n_pages", c_int32),
         ("n_outputs", c_int32),
         ("want", c_int32),
+        ("bf16", c_int32),
         ("sampling", c_void_p),
         ("targets", c_void_p),
         ("out_tokens", c_void_p),
@@ -145,7 +146,7 @@ class Chunk(ctypes.Structure):
 
 # The two structures of every step, as one pack_into each: setting their fields through ctypes takes ten times as long.
 # "@" aligns as C does; 0Q pads the end.
-PACK_CHUNK = struct.Struct("@PiiPPiiiPPPPPPPPP")
+PACK_CHUNK = struct.Struct("@PiiPPiiiiPPPPPPPPP")
 PACK_SAMPLING = struct.Struct("@fifffffQqiPPPPiii0Q")
 
 Tap = ctypes.CFUNCTYPE(None, c_void_p, c_char_p, c_int64, c_int64, c_void_p)

@@ -173,7 +173,7 @@ class NativeExecutor:
         if not want:
             abi.PACK_CHUNK.pack_into(
                 self._chunks, index * abi.PACK_CHUNK.size,
-                tokens_at, count, chunk.start, pages_at, local_at, n_pages, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                tokens_at, count, chunk.start, pages_at, local_at, n_pages, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             )  # fmt: skip
             return
         sampling_at = targets_at = logprobs_at = top_ids_at = top_logprobs_at = logits_at = scores_at = hidden_at = 0
@@ -198,8 +198,8 @@ class NativeExecutor:
                 targets_at = targets.buffer_info()[0]
         abi.PACK_CHUNK.pack_into(
             self._chunks, index * abi.PACK_CHUNK.size,
-            tokens_at, count, chunk.start, pages_at, local_at, n_pages, outputs, want, sampling_at, targets_at,
-            out, logprobs_at, top_ids_at, top_logprobs_at, logits_at, scores_at, hidden_at,
+            tokens_at, count, chunk.start, pages_at, local_at, n_pages, outputs, want, 0, sampling_at,
+            targets_at, out, logprobs_at, top_ids_at, top_logprobs_at, logits_at, scores_at, hidden_at,
         )  # fmt: skip
 
     def _marshal_sampling(self, ticket: _Ticket, index: int, chunk: Chunk) -> int:

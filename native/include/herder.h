@@ -24,7 +24,7 @@ extern "C" {
 #define HD_API __attribute__((visibility("default")))
 #endif
 
-#define HD_ABI_VERSION 3
+#define HD_ABI_VERSION 4
 #define HD_LAYOUT_VERSION 1 /* of what hd_pack writes: results stored under another are not used */
 #define HD_PAGE_TOKENS 32   /* tokens in one KV page; also the block over which attention reduces */
 
@@ -203,6 +203,10 @@ typedef struct hd_chunk {
   int32_t n_pages;
   int32_t n_outputs;           /* results are wanted at the last n_outputs positions, 0..n_tokens */
   int32_t want;                /* bits of hd_want */
+  /* 1: products with quantized matrices round weights and activations of these tokens to bfloat16; 0: they quantize
+   * activations to int8. Faster for many tokens where the processor has bfloat16 tiles. The head always takes int8. A
+   * matter of the request, not of the batch: the two give different bits. Without meaning with HD_DTYPE_FLOAT32. */
+  int32_t bf16;
   const hd_sampling* sampling; /* with HD_WANT_TOKEN */
   const int32_t* targets;      /* with HD_WANT_SCORE: n_outputs token ids */
   /* results, caller's memory; each required only if its want bit is set */
