@@ -201,8 +201,8 @@ typedef struct hd_chunk {
    * chunk sees a position of the page; such entries are never read */
   const int32_t* local_pages;
   int32_t n_pages;
-  int32_t n_outputs;           /* results are wanted at the last n_outputs positions, 0..n_tokens */
-  int32_t want;                /* bits of hd_want */
+  int32_t n_outputs; /* results are wanted at the last n_outputs positions, 0..n_tokens */
+  int32_t want;      /* bits of hd_want */
   /* 1: products with quantized matrices round weights and activations of these tokens to bfloat16; 0: they quantize
    * activations to int8. Faster for many tokens where the processor has bfloat16 tiles. The head always takes int8. A
    * matter of the request, not of the batch: the two give different bits. Without meaning with HD_DTYPE_FLOAT32. */

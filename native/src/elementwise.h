@@ -68,12 +68,15 @@ inline void rms_norm(const float* x, const float* weight, int64_t n, float eps, 
   if (k < n) store_tail(out + k, n - k, f_mul(f_mul(load_tail(x + k, n - k), factor), load_tail(weight + k, n - k)));
 }
 
+HD_INLINE F silu(F gate, F up) {
+  const F e = f_exp(f_sub(f_zero(), gate));
+  return f_mul(f_div(gate, f_add(f_set1(1.0f), e)), up);
+}
+
 // gate = gate / (1 + exp(-gate)) * up (SwiGLU, Shazeer 2020). n is a multiple of 16 (rows are padded).
 inline void silu_mul(float* gate, const float* up, int64_t n) {
   for (int64_t k = 0; k < n; k += kLanes) {
-    const F g = f_load(gate + k);
-    const F e = f_exp(f_sub(f_zero(), g));
-    f_store(gate + k, f_mul(f_div(g, f_add(f_set1(1.0f), e)), f_load(up + k)));
+    f_store(gate + k, silu(f_load(gate + k), f_load(up + k)));
   }
 }
 

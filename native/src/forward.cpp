@@ -46,6 +46,7 @@ hd_status Pass::check(hd_error* err) {
       if (k.tokens[j] < 0 || k.tokens[j] >= c.vocab)
         return fail(err, HD_ERR_ARGUMENT, "chunk %d: token id %d is outside the vocabulary of %d", i, k.tokens[j],
                     c.vocab);
+    if (k.bf16 != 0 && k.bf16 != 1) return fail(err, HD_ERR_ARGUMENT, "chunk %d: bf16 is %d: 0 or 1", i, k.bf16);
     if (k.n_outputs < 0 || k.n_outputs > k.n_tokens)
       return fail(err, HD_ERR_ARGUMENT, "chunk %d: n_outputs is %d: must be between 0 and %d", i, k.n_outputs,
                   k.n_tokens);
@@ -75,18 +76,24 @@ static float temperature(const Config& c, int32_t position) {
 
 void Pass::reserve() {
   const Config& c = m.config;
-  for (int32_t i = 0; i < n_chunks_; ++i) {
-    const hd_chunk& k = chunks_[i];
-    chunk_row_.push_back(tokens_);
-    for (int32_t j = 0; j < k.n_tokens; ++j) {
-      token_chunk_.push_back(i);
-      position_.push_back(k.start + j);
-      token_id_.push_back(k.tokens[j]);
+  chunk_row_.resize(static_cast<size_t>(n_chunks_));
+  for (const bool rounded : {true, false}) {
+    for (int32_t i = 0; i < n_chunks_; ++i) {
+      const hd_chunk& k = chunks_[i];
+      if ((k.bf16 && !c.float32) != rounded) continue;
+      chunk_row_[static_cast<size_t>(i)] = tokens_;
+      for (int32_t j = 0; j < k.n_tokens; ++j) {
+        token_chunk_.push_back(i);
+        position_.push_back(k.start + j);
+        token_id_.push_back(k.tokens[j]);
+      }
+      tokens_ += k.n_tokens;
+      for (int32_t j = 0; j < k.n_outputs; ++j) output_rows_.push_back({i, j, tokens_ - k.n_outputs + j});
     }
-    tokens_ += k.n_tokens;
-    for (int32_t j = 0; j < k.n_outputs; ++j) output_rows_.push_back({i, j, tokens_ - k.n_outputs + j});
+    if (rounded) rounded_ = tokens_;
   }
   single_ = tokens_ == 1;
+  const uint32_t reads = m.inputs | (rounded_ ? uint32_t{kRounded} : 0);
   m.fill_rope(*std::max_element(position_.begin(), position_.end()) + 1);
   m.x.reserve(tokens_, c.dim);
   m.normed.reserve(std::max<int64_t>(tokens_, kOutputRows), c.dim);
@@ -97,17 +104,17 @@ void Pass::reserve() {
   if (m.has_dense) {
     m.gate.reserve(tokens_, c.ffn_dim);
     m.up.reserve(tokens_, c.ffn_dim);
-    if (!single_) m.q_ffn_in.reserve(*m.kernels, tokens_, c.ffn_dim, m.inputs);
+    if (!single_) m.q_ffn_in.reserve(*m.kernels, tokens_, c.ffn_dim, reads);
   }
-  if (m.has_experts) reserve_experts();
+  if (m.has_experts) reserve_experts(reads);
   for (const int32_t position : position_) temperature_.push_back(temperature(c, position));
   const auto rows = std::min<int64_t>(kOutputRows, static_cast<int64_t>(output_rows_.size()));
   if (rows) {
     m.logits.reserve(rows, c.vocab);
     m.outputs.reserve(rows, c.dim);
   }
-  m.q_dim_in.reserve(*m.kernels, std::max<int64_t>(tokens_, rows), c.dim, m.inputs);
-  if (!single_) m.q_attn_in.reserve(*m.kernels, tokens_, c.q_dim(), m.inputs);
+  m.q_dim_in.reserve(*m.kernels, std::max<int64_t>(tokens_, rows), c.dim, reads);
+  if (!single_) m.q_attn_in.reserve(*m.kernels, tokens_, c.q_dim(), reads);
   const size_t output_blocks = output_rows_.size() / kOutputRows + 1;
   counters_ = std::vector<Counter>(static_cast<size_t>(c.n_layers) * 6 + output_blocks * 3 + 4);
   thread_phase_.assign(static_cast<size_t>(m.team->size()) * 8, 0);

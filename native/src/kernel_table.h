@@ -1,9 +1,11 @@
 // Fills the Kernels table of one instruction set. Included by isa/*.cpp, each compiled with its own flags.
 #pragma once
 
+#include <algorithm>
 #include <chrono>
 
 #include "attention.h"
+#include "bf16_panel.h"
 #include "elementwise.h"
 #include "matmul_bf16.h"
 #include "matmul_float.h"
@@ -25,7 +27,7 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
       return FloatProduct<FloatKernel<Layout::kF16>>::matmul(w, a, tokens, begin, end, store, out, stride);
     case Layout::kBF16:
 #if defined(HD_AMX)
-      return Bf16Tiles{w, a, store, out, stride}.all(tokens, begin, end, scratch);
+      return matmul_bf16<Bf16Panels>(w, a, tokens, begin, end, store, out, stride, scratch);
 #else
       return FloatProduct<Bf16Kernel>::matmul(w, a, tokens, begin, end, store, out, stride);
 #endif
@@ -33,6 +35,7 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
       break;
   }
   with_panel_kernel(w, [&](auto kernel) {
+    if (a.round) return matmul_rounded(kernel, w, a, tokens, begin, end, store, out, stride, scratch);
 #if defined(HD_AMX)
     if (tokens >= kTileMinimum) return matmul_tiles(kernel, w, a, tokens, begin, end, store, out, stride, scratch);
 #endif
@@ -40,13 +43,15 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
   });
 }
 
-static size_t matmul_scratch([[maybe_unused]] const Matrix& w) {
+static size_t matmul_scratch(const Matrix& w) {
 #if defined(HD_AMX)
-  if (w.integer())
-    return static_cast<size_t>(w.padded_cols) * kLanes + static_cast<size_t>(w.padded_cols / w.group) * kLanes * 8;
-  if (w.layout == Layout::kBF16) return kBf16Scratch;
+  const size_t panel =
+      static_cast<size_t>(w.padded_cols) * kLanes + static_cast<size_t>(w.padded_cols / w.group) * kLanes * 8;
+  if (w.integer()) return std::max(panel, kBf16Scratch);
+  return w.layout == Layout::kBF16 ? kBf16Scratch : 64;
+#else
+  return w.integer() ? rounded_panel_bytes(w) : 64;
 #endif
-  return 64;
 }
 
 // Independent sums of a peak measurement: enough to hide latency, few enough to stay in registers.
@@ -167,6 +172,11 @@ static const Kernels* table(const char* isa) {
 #endif
       .matmul = matmul,
       .matmul_scratch = matmul_scratch,
+#if defined(HD_AMX)
+      .swiglu = swiglu,
+#else
+      .swiglu = nullptr,
+#endif
       .quantize = quantize,
       .round_bf16 = round_bf16,
       .rounded_bytes = sizeof(Rounded),

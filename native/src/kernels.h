@@ -41,6 +41,11 @@ struct Kernels {
   void (*matmul)(const Matrix&, const Activations&, int64_t tokens, int64_t panel_begin, int64_t panel_end, Store,
                  float* out, int64_t out_stride, uint8_t* scratch);
   size_t (*matmul_scratch)(const Matrix&);
+  // Null, or two bfloat16 products (layouts, groups and minima alike, inputs as matmul's) at once: silu(gate) * up of
+  // panels [panel_begin, panel_end), rounded as the inputs of the next product, among those of `distance` tokens. The
+  // same bits as two products, silu_mul and round_bf16.
+  void (*swiglu)(const Matrix& gate, const Matrix& up, const Activations&, int64_t tokens, int64_t panel_begin,
+                 int64_t panel_end, uint8_t* rounded, int64_t distance, uint8_t* scratch);
 
   // x[n] of one token -> its bytes and fields among those of `tokens` tokens (layout.h), the last unit zero-filled. NaN
   // or infinity makes a scale NaN.

@@ -77,6 +77,7 @@ struct Activations {
   const uint8_t* rounded = nullptr;  // [block][tokens][32] of bfloat16, or of float32 that bfloat16 holds
   int64_t rounded_bytes = 0;         // of one of these
   int64_t tokens = 0;                // allocated: the distances between units, fields and blocks
+  bool round = false;                // integer panels are to be multiplied as bfloat16 (bf16_panel.h), with `rounded`
 };
 
 }  // namespace herder

@@ -20,10 +20,28 @@ using Rounded = uint16_t;  // tiles take the bfloat16 words themselves
 using Rounded = float;
 #endif
 
-// x[n] of one token, rounded to nearest even, among those of `tokens` tokens (layout.h); the last block zero-filled.
+#if defined(HD_AMX)
+// Zero for what rounds to a number below 2^-56.
+HD_INLINE F keep_rounded(F x) {
+  const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(x.v), _mm512_set1_epi32(0x7fffffff));
+  const __m512i smallest = _mm512_set1_epi32(((127 - 56) << 23) - 0x8000);  // half a step below: rounds up to it
+  return {_mm512_maskz_mov_ps(_mm512_cmpge_epi32_mask(magnitude, smallest), x.v)};
+}
+#endif
+
+// x[n] of one token, rounded to nearest even, among those of `tokens` tokens (layout.h); the last unit zero-filled.
 inline void round_bf16(const float* x, int64_t n, uint8_t* rounded, int64_t tokens) {
   auto* out = reinterpret_cast<Rounded*>(rounded);
-  for (int64_t k = 0; k < n; k += kRoundedBlock, out += tokens * kRoundedBlock) {
+  int64_t padded = pad_to(n, kUnit);
+#if defined(HD_AMX)
+  for (; n >= kRoundedBlock; n -= kRoundedBlock, padded -= kRoundedBlock) {
+    const F low = keep_rounded(f_load(x)), high = keep_rounded(f_load(x + kLanes));
+    _mm512_storeu_si512(out, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v)));
+    x += kRoundedBlock;
+    out += tokens * kRoundedBlock;
+  }
+#endif
+  for (int64_t k = 0; k < padded; k += kRoundedBlock, out += tokens * kRoundedBlock) {
     for (int64_t i = 0; i < kRoundedBlock; ++i) {
       const uint16_t word = k + i < n ? keep_bf16(f32_to_bf16(x[k + i])) : uint16_t{0};
       if constexpr (sizeof(Rounded) == 2) {

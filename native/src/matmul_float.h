@@ -12,8 +12,15 @@ constexpr int kFloatTokens = kTileRegisters >= 12 ? 12 : kTileRegisters >= 4 ? 6
 constexpr int kFloatPanels = kTileRegisters >= 12 ? 2 : 1;
 constexpr size_t kFloatPrefetch = 4096;  // bytes
 
-HD_INLINE void store_floats(const Matrix& w, int64_t panel, F value, Store store, float* out) {
+// What a product ends with, whatever its layout.
+HD_INLINE F lane_results(const Matrix& w, int64_t panel, F value) {
+  if (w.row_scale) value = f_mul(value, f_load(w.row_scale + panel * kLanes));
   if (w.bias) value = f_add(value, f_load(w.bias + panel * kLanes));
+  return value;
+}
+
+HD_INLINE void store_lanes(const Matrix& w, int64_t panel, F value, Store store, float* out) {
+  value = lane_results(w, panel, value);
   if (store == Store::kAdd) value = f_add(f_load(out), value);
   f_store(out, value);
 }
@@ -31,7 +38,7 @@ struct FloatProduct {
     Kernel::template sum<T, P, Stream>(w, a, token, panel, step, total);
     for (int p = 0; p < P; ++p) {
       const int64_t at = panel + p * step;
-      for (int t = 0; t < T; ++t) store_floats(w, at, total[p][t], store, out + (token + t) * stride + at * kLanes);
+      for (int t = 0; t < T; ++t) store_lanes(w, at, total[p][t], store, out + (token + t) * stride + at * kLanes);
     }
   }
 

@@ -11,18 +11,12 @@
 #include <type_traits>
 
 #include "kernels.h"
+#include "matmul_float.h"
 #include "vec.h"
 
 namespace herder::HD_ISA_NAMESPACE {
 
 constexpr size_t kPrefetchAhead = 4096;  // bytes
-
-HD_INLINE void store_lanes(const Matrix& w, int64_t panel, F value, Store store, float* out) {
-  if (w.row_scale) value = f_mul(value, f_load(w.row_scale + panel * kLanes));
-  if (w.bias) value = f_add(value, f_load(w.bias + panel * kLanes));
-  if (store == Store::kAdd) value = f_add(f_load(out), value);
-  f_store(out, value);
-}
 
 template <Layout L, int G, bool Min>
 struct PanelKernel {

@@ -123,10 +123,10 @@ void create_work_space(hd_model& m, size_t threads) {
 }  // namespace
 
 void FloatBuffer::reserve(int64_t tokens, int64_t width) {
-  stride = pad_to(width, kLanes);
-  const size_t need = static_cast<size_t>(pad_to(tokens, kTokenPad) * stride) + kAlign / sizeof(float);
-  if (memory.size() < need) memory.assign(need, 0.0f);
-  data = align<float>(memory.data());
+  stride = (pad_to(width, kLanes) / kLanes | 1) * kLanes;
+  const auto need = static_cast<size_t>(pad_to(tokens, kTokenPad) * stride) * sizeof(float);
+  if (memory.bytes() < need) memory = Mapping(need);
+  data = reinterpret_cast<float*>(memory.data());
 }
 
 void QuantizedBuffer::reserve(const Kernels& k, int64_t count, int64_t cols, uint32_t prepared) {
@@ -139,7 +139,7 @@ void QuantizedBuffer::reserve(const Kernels& k, int64_t count, int64_t cols, uin
   const size_t bytes = prepared & kQuantized ? units * n * (kUnit + kActivationFields * sizeof(float)) : 0;
   const size_t need =
       bytes + (prepared & kRounded ? units * n * 2 * static_cast<size_t>(rounded_bytes) : 0) + 3 * kAlign;
-  if (memory.size() < need) memory.assign(need, 0);
+  if (memory.bytes() < need) memory = Mapping(need);
   q = align<int8_t>(memory.data());
   fields = align<float>(q + (prepared & kQuantized ? units * n * kUnit : 0));
   rounded = align<uint8_t>(memory.data() + bytes + kAlign);

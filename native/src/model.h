@@ -58,7 +58,7 @@ struct Config {
 
 // Prepared activations of a batch (layout.h); grown to the largest seen.
 struct QuantizedBuffer {
-  std::vector<uint8_t> memory;
+  Mapping memory;
   int8_t* q = nullptr;
   float* fields = nullptr;
   uint8_t* rounded = nullptr;
@@ -70,18 +70,19 @@ struct QuantizedBuffer {
     if (prepared & kRounded) k.round_bf16(x, n, rounded + token * rounded_bytes, tokens);
   }
   Activations view() const;
-  size_t bytes() const { return memory.size(); }
+  size_t bytes() const { return memory.bytes(); }
 };
 
-// Float rows, 64-byte aligned.
+// Float rows, 64-byte aligned, an odd number of cache lines apart: a column of rows that are a power of two apart falls
+// into one set of the cache.
 struct FloatBuffer {
-  std::vector<float> memory;
+  Mapping memory;
   float* data = nullptr;
   int64_t stride = 0;
 
   void reserve(int64_t tokens, int64_t width);
   float* row(int64_t token) const { return data + token * stride; }
-  size_t bytes() const { return memory.size() * sizeof(float); }
+  size_t bytes() const { return memory.bytes(); }
 };
 
 }  // namespace herder

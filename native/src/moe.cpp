@@ -7,6 +7,7 @@
 #include "moe.h"
 
 #include <algorithm>
+#include <array>
 #include <new>
 
 #include "error.h"
@@ -24,7 +25,7 @@ void ExpertSlots::reserve(int64_t tokens, int32_t active, int32_t experts) {
   next.resize(static_cast<size_t>(experts));
 }
 
-void ExpertSlots::fill(const int32_t* experts, const float* weights, int64_t tokens, int32_t active,
+void ExpertSlots::fill(const int32_t* experts, const float* weights, int64_t tokens, int32_t active, int64_t rounded,
                        bool scale_inputs) {
   std::fill(next.begin(), next.end(), 0);
   routed = tokens * active;
@@ -32,7 +33,7 @@ void ExpertSlots::fill(const int32_t* experts, const float* weights, int64_t tok
   groups.clear();
   int64_t first = 0;
   for (size_t e = 0; e < next.size(); ++e) {
-    if (next[e]) groups.push_back({static_cast<int32_t>(e), first, next[e], {}});
+    if (next[e]) groups.push_back({static_cast<int32_t>(e), first, next[e], 0, {}});
     first += std::exchange(next[e], first);
   }
   for (int64_t i = 0; i < routed; ++i) {
@@ -42,13 +43,16 @@ void ExpertSlots::fill(const int32_t* experts, const float* weights, int64_t tok
     token[place] = static_cast<int32_t>(i / active);
     scale[place] = scale_inputs ? weights[i] : 1.0f;
   }
+  // the slots of a group are in the order of tokens, so those of rounded ones come first
+  for (ExpertGroup& g : groups)
+    while (g.rounded < g.count && token[static_cast<size_t>(g.first + g.rounded)] < rounded) ++g.rounded;
   for (int64_t t = 0; t < tokens; ++t) {
     token[static_cast<size_t>(routed + t)] = static_cast<int32_t>(t);
     scale[static_cast<size_t>(routed + t)] = 1.0f;
   }
 }
 
-void Pass::reserve_experts() {
+void Pass::reserve_experts(uint32_t reads) {
   const Config& c = m.config;
   const int64_t slots = c.expert_slots(tokens_), rows = single_ ? m.team->size() : tokens_;
   m.router_logits.reserve(rows, c.n_experts);
@@ -58,8 +62,8 @@ void Pass::reserve_experts() {
   if (!single_) {
     m.expert_in.reserve(slots, c.dim);
     // a group may begin anywhere, and tiles read 16 rows at a time
-    m.q_expert_in.reserve(*m.kernels, slots + kTokenPad, c.dim, m.inputs);
-    m.q_expert_hidden.reserve(*m.kernels, slots + kTokenPad, c.expert_width(), m.inputs);
+    m.q_expert_in.reserve(*m.kernels, slots + kTokenPad, c.dim, reads);
+    m.q_expert_hidden.reserve(*m.kernels, slots + kTokenPad, c.expert_width(), reads);
   }
   routed_expert_.resize(static_cast<size_t>(rows * c.n_experts_used));
   routed_weight_.resize(routed_expert_.size());
@@ -74,12 +78,12 @@ void Pass::mixture(int thread, int32_t index) {
   route(thread, index);
   ExpertSlots& slots = expert_slots_[static_cast<size_t>(thread)];
   const int64_t row = single_ ? int64_t{thread} * c.n_experts_used : 0;
-  slots.fill(routed_expert_.data() + row, routed_weight_.data() + row, tokens_, c.n_experts_used,
+  slots.fill(routed_expert_.data() + row, routed_weight_.data() + row, tokens_, c.n_experts_used, rounded_,
              c.router == HD_ROUTER_SIGMOID);
   for (ExpertGroup& g : slots.groups)
     for (size_t p = 0; p < 3; ++p) g.part[p] = &m.experts.at(index, g.expert).part[p];
   if (c.shared_ffn_dim)
-    slots.groups.push_back({-1, slots.routed, tokens_, {&l.shared_gate, &l.shared_up, &l.shared_down}});
+    slots.groups.push_back({-1, slots.routed, tokens_, rounded_, {&l.shared_gate, &l.shared_up, &l.shared_down}});
   gather(thread, l, slots);
   for (size_t begin = 0, end; begin < slots.groups.size(); begin = end) {
     end = wave(index, slots, begin);
@@ -130,7 +134,7 @@ void Pass::gather(int thread, const Layer& l, const ExpertSlots& slots) {
     const float scale = slots.scale[static_cast<size_t>(slot)];
     float* row = in.row(slot);
     for (int64_t i = 0; i < dim; ++i) row[i] = x[i] * scale;
-    q.prepare(*m.kernels, row, dim, slot, l.expert_inputs);
+    q.prepare(*m.kernels, row, dim, slot, prepared(slots.token[static_cast<size_t>(slot)], l.expert_inputs));
   }
   if (!single_) wait();
 }
@@ -178,15 +182,20 @@ bool Pass::hold(int thread, int32_t index, const ExpertSlots& slots, size_t begi
   return true;
 }
 
-// Calls run(group, token of the group, tokens, panel_begin, panel_end) until the wave's panels of a part are done.
+// Calls run(group, token of the group, tokens, rounded, panel_begin, panel_end) until the wave's panels of a part are
+// done.
 template <class Run>
 void Pass::expert_panels(int thread, ExpertSlots& slots, size_t begin, size_t end, ExpertPart part, Run run) {
   const int64_t n = m.team->size();
+  const auto whole = [&](const ExpertGroup& g, int64_t from, int64_t to) {  // all tokens of a group
+    if (g.rounded > 0) run(g, 0, g.rounded, true, from, to);
+    if (g.rounded < g.count) run(g, g.rounded, g.count - g.rounded, false, from, to);
+  };
   if (single_ &&
       part == ExpertPart::kDown) {  // all experts' share of the same columns, so that combine() needs no wait
     for (size_t g = begin; g < end; ++g) {
       const auto [from, to] = share(thread, slots.groups[g][part].panels);
-      run(slots.groups[g], 0, 1, from, to);
+      whole(slots.groups[g], from, to);
     }
     return;
   }
@@ -198,7 +207,7 @@ void Pass::expert_panels(int thread, ExpertSlots& slots, size_t begin, size_t en
     for (size_t g = begin; g < end; ++g) {
       const ExpertGroup& group = slots.groups[g];
       const int64_t b = std::max(from - first, int64_t{0}), e = std::min(to - first, group[part].panels);
-      if (b < e) run(group, 0, group.count, b, e);
+      if (b < e) whole(group, b, e);
       first += group[part].panels;
     }
     return;
@@ -207,25 +216,31 @@ void Pass::expert_panels(int thread, ExpertSlots& slots, size_t begin, size_t en
   Counter& next = expert_counters_[slots.phase % 3];
   if (thread == 0) expert_counters_[(slots.phase + 1) % 3].reset();
   ++slots.phase;
-  const int64_t step = std::clamp<int64_t>(total / (n * 8), 1, 8);
-  const auto block_of = [&](const ExpertGroup& g) { return std::min(token_block(g[part]), g.count); };
-  const auto steps_of = [&](const ExpertGroup& g) { return (g[part].panels + step - 1) / step; };
+  const auto runs_of = [&](const ExpertGroup& g) {
+    const Matrix& w = g[part];
+    return std::array{TokenRun(0, g.rounded, true, w, w.panels, total, n),
+                      TokenRun(g.rounded, g.count, false, w, w.panels, total, n)};
+  };
   size_t g = begin;
   int64_t first = 0;  // item of group g
   for (;;) {
-    const int64_t item = next.take(1);
+    int64_t item = next.take(1) - first;
     for (; g < end; ++g) {
-      const ExpertGroup& group = slots.groups[g];
-      const int64_t items = (group.count + block_of(group) - 1) / block_of(group) * steps_of(group);
-      if (item < first + items) break;
+      const auto runs = runs_of(slots.groups[g]);
+      const int64_t items = runs[0].items() + runs[1].items();
+      if (item < items) break;
+      item -= items;
       first += items;
     }
     if (g == end) return;
     const ExpertGroup& group = slots.groups[g];
-    const int64_t token = (item - first) / steps_of(group) * block_of(group);
-    const int64_t panel = (item - first) % steps_of(group) * step;
-    run(group, token, std::min(block_of(group), group.count - token), panel,
-        std::min(panel + step, group[part].panels));
+    const auto runs = runs_of(group);
+    const bool second = item >= runs[0].items();
+    const TokenRun& r = runs[second];
+    if (second) item -= runs[0].items();
+    const int64_t token = item / r.steps * r.block, panel = item % r.steps * r.step;
+    run(group, r.first + token, std::min(r.block, r.count - token), r.rounded, panel,
+        std::min(panel + r.step, group[part].panels));
   }
 }
 
@@ -237,9 +252,9 @@ void Pass::expert_up(int thread, const Layer& l, ExpertSlots& slots, size_t begi
   a.stride = in.stride;
   const Kernels& k = *m.kernels;
   expert_panels(thread, slots, begin, end, ExpertPart::kGate,
-                [&](const ExpertGroup& g, int64_t token, int64_t n, int64_t from, int64_t to) {
+                [&](const ExpertGroup& g, int64_t token, int64_t n, bool round, int64_t from, int64_t to) {
                   const int64_t slot = g.first + token, stride = m.expert_gate.stride;
-                  const Activations block = from_token(a, slot);
+                  const Activations block = from_token(a, slot, round);
                   float *gate = m.expert_gate.row(slot), *up = m.expert_up.row(slot);
                   k.matmul(g[ExpertPart::kGate], block, n, from, to, Store::kSet, gate, stride, scratch(thread));
                   k.matmul(g[ExpertPart::kUp], block, n, from, to, Store::kSet, up, stride, scratch(thread));
@@ -255,7 +270,8 @@ void Pass::expert_up(int thread, const Layer& l, ExpertSlots& slots, size_t begi
   size_t g = begin;
   for (int64_t slot = first + from; slot < first + to; ++slot) {
     while (slot >= slots.groups[g].first + slots.groups[g].count) ++g;
-    q.prepare(k, m.expert_gate.row(slot), slots.groups[g][ExpertPart::kDown].cols, slot, l.down_inputs);
+    q.prepare(k, m.expert_gate.row(slot), slots.groups[g][ExpertPart::kDown].cols, slot,
+              prepared(slots.token[static_cast<size_t>(slot)], l.down_inputs));
   }
   if (!single_) wait();
 }
@@ -265,9 +281,9 @@ void Pass::expert_down(int thread, ExpertSlots& slots, size_t begin, size_t end)
   a.x = m.expert_gate.data;
   a.stride = m.expert_gate.stride;
   expert_panels(thread, slots, begin, end, ExpertPart::kDown,
-                [&](const ExpertGroup& g, int64_t token, int64_t n, int64_t from, int64_t to) {
+                [&](const ExpertGroup& g, int64_t token, int64_t n, bool round, int64_t from, int64_t to) {
                   const int64_t slot = g.first + token;
-                  m.kernels->matmul(g[ExpertPart::kDown], from_token(a, slot), n, from, to, Store::kSet,
+                  m.kernels->matmul(g[ExpertPart::kDown], from_token(a, slot, round), n, from, to, Store::kSet,
                                     m.expert_out.row(slot), m.expert_out.stride, scratch(thread));
                 });
   if (!single_) wait();

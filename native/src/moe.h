@@ -12,6 +12,7 @@ namespace herder {
 struct ExpertGroup {
   int32_t expert;  // -1: the shared one
   int64_t first, count;
+  int64_t rounded;        // the first of its slots, whose products are of bfloat16 numbers (hd_chunk.bf16)
   const Matrix* part[3];  // by ExpertPart
 
   const Matrix& operator[](ExpertPart p) const { return *part[static_cast<size_t>(p)]; }
@@ -28,8 +29,9 @@ struct ExpertSlots {
   size_t phase = 0;                 // of the expert counters
 
   void reserve(int64_t tokens, int32_t active, int32_t experts);
-  // experts, weights: [tokens][active], as Kernels::route gives them.
-  void fill(const int32_t* experts, const float* weights, int64_t tokens, int32_t active, bool scale_inputs);
+  // experts, weights: [tokens][active], as Kernels::route gives them. rounded: how many of the tokens, the first, are.
+  void fill(const int32_t* experts, const float* weights, int64_t tokens, int32_t active, int64_t rounded,
+            bool scale_inputs);
 };
 
 }  // namespace herder

@@ -67,7 +67,7 @@ void Pass::outputs(int thread) {
       Activations a = m.q_dim_in.view();
       a.x = m.outputs.data;
       a.stride = m.outputs.stride;
-      products(thread, a, rows, {{&head, m.logits.data, m.logits.stride}}, Store::kSet);
+      products(thread, a, rows, 0, {{&head, m.logits.data, m.logits.stride}}, Store::kSet);
       wait();
       tap(thread, "logits", -1, m.logits.data, rows, c.vocab, m.logits.stride);
     }

@@ -1,5 +1,8 @@
 // One batch through the network: every thread runs Pass::body, phase by phase, meeting at the barrier.
 //
+// A token of a prompt may ask for bfloat16 products where the others take int8 (hd_chunk.bf16). Those tokens come first
+// in a batch, and no item holds both kinds.
+//
 // A phase's work is cut into items that threads take as they come free; an output is always computed whole, by one
 // thread, in one order, so neither the cut nor the number of threads can change a bit of it. A lone token (plain
 // decode) prepares its activations on every thread for itself instead of waiting at two more barriers a layer.
@@ -45,15 +48,35 @@ struct OutputRow {
   int64_t token;         // row of the batch
 };
 
+// Whether a product of these tokens is one of bfloat16 numbers.
+inline bool in_bf16(const Matrix& w, bool rounded) { return w.layout == Layout::kBF16 || (rounded && w.integer()); }
+
 // Tokens whose int8 activations stay in a core's cache. bfloat16 products cut their inputs themselves.
-inline int64_t token_block(const Matrix& w) {
-  if (w.layout == Layout::kBF16) return 512;
+inline int64_t token_block(const Matrix& w, bool rounded) {
+  if (in_bf16(w, rounded)) return 512;
   return std::max<int64_t>(48,
                            static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * w.padded_cols, 1) / 48 * 48);
 }
 
 // Panels of an item: the more, the more often a cached input is used.
-inline int64_t panel_step(const Matrix& w) { return w.layout == Layout::kBF16 ? 16 : 8; }
+inline int64_t panel_step(const Matrix& w, bool rounded) { return in_bf16(w, rounded) ? 16 : 8; }
+
+// Tokens first .. first + count - 1 of a phase, all of one kind, cut into items: blocks of tokens x steps of panels.
+struct TokenRun {
+  int64_t first, count;
+  bool rounded;
+  int64_t block, step, steps;
+
+  // panels: of this product; total: of the phase, which all threads share out.
+  TokenRun(int64_t begin, int64_t end, bool bf16, const Matrix& like, int64_t panels, int64_t total, int64_t threads)
+      : first(begin), count(end - begin), rounded(bf16) {
+    block = std::clamp<int64_t>(count, 1, token_block(like, rounded));
+    // even: kernels take panels in pairs
+    step = std::clamp<int64_t>(total / (threads * 8) / 2 * 2, 2, panel_step(like, rounded));
+    steps = (panels + step - 1) / step;
+  }
+  int64_t items() const { return (count + block - 1) / block * steps; }
+};
 
 // The first position that a query at `position` sees.
 inline int32_t first_visible(const hd_layer_plan& plan, int32_t position) {
@@ -61,12 +84,13 @@ inline int32_t first_visible(const hd_layer_plan& plan, int32_t position) {
   return plan.window > 0 ? std::max(0, position - plan.window + 1) : 0;
 }
 
-// The activations from one token of a block on.
-inline Activations from_token(Activations a, int64_t token) {
+// The activations from one token of a block on, for integer panels as bfloat16 or not.
+inline Activations from_token(Activations a, int64_t token, bool round) {
   a.x += token * a.stride;
   a.q += token * kUnit;
   a.fields += token;
   a.rounded += token * a.rounded_bytes;
+  a.round = round;
   return a;
 }
 
@@ -79,7 +103,7 @@ class Pass {
 
  private:
   void reserve();
-  void reserve_experts();
+  void reserve_experts(uint32_t reads);
   void plan_attention();
   void body(int thread);
   void layer(int thread, int32_t index);
@@ -102,17 +126,27 @@ class Pass {
   template <class Run>
   void expert_panels(int thread, ExpertSlots& slots, size_t begin, size_t end, ExpertPart part, Run run);
 
-  Activations input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t prepared,
-                    QuantizedBuffer& shared, QuantizedBuffer& own);
+  // Kinds of tokens whose inputs a product has prepared already.
+  struct Done {
+    bool rounded = false, rest = false;
+  };
+  Activations input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t reads,
+                    QuantizedBuffer& shared, QuantizedBuffer& own, const Done& done);
+  bool fuses_swiglu(const Layer& l, bool rounded) const;
   template <class Run>
-  void panels(int thread, int64_t total, int64_t tokens, const Matrix& like, Run run);
-  void products(int thread, const Activations& a, int64_t tokens, std::initializer_list<Product> list, Store store);
+  void panels(int thread, int64_t total, int64_t tokens, int64_t rounded, const Matrix& like, Run run);
+  void products(int thread, const Activations& a, int64_t tokens, int64_t rounded, std::initializer_list<Product> list,
+                Store store);
   void residual(int thread, const Activations& a, const Matrix& w, const char* name, int32_t layer);
   void tap(int thread, const char* name, int32_t layer, const float* data, int64_t rows, int64_t cols, int64_t stride);
   void wait() { m.team->barrier().wait(); }
   uint8_t* scratch(int thread) {  // of a product
     uint8_t* s = m.matmul_scratch[static_cast<size_t>(thread)].data();
     return s + (64 - reinterpret_cast<uintptr_t>(s) % 64) % 64;
+  }
+  // What is prepared of a token whose products read `reads` (layout.h).
+  uint32_t prepared(int64_t token, uint32_t reads) const {
+    return token < rounded_ && (reads & kQuantized) ? (reads & ~uint32_t{kQuantized}) | kRounded : reads;
   }
   // Items first..last of `count` that a thread takes in a phase where each has its own share.
   std::pair<int64_t, int64_t> share(int thread, int64_t count) const {
@@ -124,6 +158,7 @@ class Pass {
   hd_chunk* chunks_;
   int32_t n_chunks_;
   int64_t tokens_ = 0;
+  int64_t rounded_ = 0;  // tokens [0, rounded_) take bfloat16 products
   bool single_ = false;
   bool failed_ = false;  // written by thread 0 between two barriers
   std::vector<int32_t> token_chunk_, position_, token_id_;

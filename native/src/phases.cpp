@@ -6,21 +6,22 @@
 #include "pass.h"
 
 namespace herder {
-// Activations of a product: normed (norm given) or as they are, and what else is `prepared` (layout.h).
-Activations Pass::input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t prepared,
-                        QuantizedBuffer& shared, QuantizedBuffer& own) {
+// Activations of a product: normed (norm given) or as they are, and what else is read (layout.h).
+Activations Pass::input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t reads,
+                        QuantizedBuffer& shared, QuantizedBuffer& own, const Done& done) {
   const Kernels& k = *m.kernels;
   FloatBuffer& normed = single_ ? m.own_normed[static_cast<size_t>(thread)] : m.normed;
   QuantizedBuffer& buffer = single_ ? own : shared;
   const int64_t n = m.team->size();
   const int64_t begin = single_ ? 0 : tokens_ * thread / n, end = single_ ? 1 : tokens_ * (thread + 1) / n;
   for (int64_t t = begin; t < end; ++t) {
+    if (t < rounded_ ? done.rounded : done.rest) continue;
     const float* row = x + t * stride;
     if (norm) {
       k.rms_norm(row, norm, width, m.config.norm_eps, normed.row(t));
       row = normed.row(t);
     }
-    buffer.prepare(k, row, width, t, prepared);
+    buffer.prepare(k, row, width, t, prepared(t, reads));
   }
   if (!single_) wait();
   Activations a = buffer.view();
@@ -29,51 +30,54 @@ Activations Pass::input(int thread, const float* x, int64_t stride, int64_t widt
   return a;
 }
 
-// Calls run(token_begin, tokens, panel_begin, panel_end) until the phase's panels are done.
+// Calls run(first token, tokens, rounded, panel_begin, panel_end) until the phase's panels are done, for tokens
+// [0, rounded) apart from the others.
 template <class Run>
-void Pass::panels(int thread, int64_t total, int64_t tokens, const Matrix& like, Run run) {
+void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t rounded, const Matrix& like, Run run) {
   const int64_t n = m.team->size();
   Counter& next = next_counter(thread);
   if (tokens <= kStreamTokens) {
     // one contiguous run of weights a thread: memory streams best undisturbed
-    run(0, tokens, total * thread / n, total * (thread + 1) / n);
+    const int64_t begin = total * thread / n, end = total * (thread + 1) / n;
+    if (rounded > 0) run(0, rounded, true, begin, end);
+    if (rounded < tokens) run(rounded, tokens - rounded, false, begin, end);
     return;
   }
-  const int64_t block = std::min(token_block(like), tokens);
-  const int64_t blocks = (tokens + block - 1) / block;
-  // even: kernels take panels in pairs
-  const int64_t step = std::clamp<int64_t>(total / (n * 8) / 2 * 2, 2, panel_step(like));
-  const int64_t steps = (total + step - 1) / step;
-  for (int64_t item; (item = next.take(1)) < blocks * steps;) {
-    const int64_t token = item / steps * block, panel = item % steps * step;
-    run(token, std::min(block, tokens - token), panel, std::min(panel + step, total));
+  const TokenRun runs[] = {{0, rounded, true, like, total, total, n}, {rounded, tokens, false, like, total, total, n}};
+  for (int64_t item; (item = next.take(1)) < runs[0].items() + runs[1].items();) {
+    const bool second = item >= runs[0].items();
+    const TokenRun& r = runs[second];
+    const int64_t i = second ? item - runs[0].items() : item;
+    const int64_t token = i / r.steps * r.block, panel = i % r.steps * r.step;
+    run(r.first + token, std::min(r.block, r.count - token), r.rounded, panel, std::min(panel + r.step, total));
   }
 }
 
-void Pass::products(int thread, const Activations& a, int64_t tokens, std::initializer_list<Product> list,
-                    Store store) {
+void Pass::products(int thread, const Activations& a, int64_t tokens, int64_t rounded,
+                    std::initializer_list<Product> list, Store store) {
   int64_t total = 0;
   for (const Product& p : list) total += p.w->panels;
-  panels(thread, total, tokens, *list.begin()->w, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
-    const Activations block = from_token(a, token);
-    int64_t first = 0;
-    for (const Product& p : list) {
-      const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, p.w->panels);
-      if (from < to)
-        m.kernels->matmul(*p.w, block, n, from, to, store, p.out + token * p.stride, p.stride, scratch(thread));
-      first += p.w->panels;
-    }
-  });
+  panels(thread, total, tokens, rounded, *list.begin()->w,
+         [&](int64_t token, int64_t n, bool round, int64_t begin, int64_t end) {
+           const Activations block = from_token(a, token, round);
+           int64_t first = 0;
+           for (const Product& p : list) {
+             const int64_t from = std::max(begin - first, int64_t{0}), to = std::min(end - first, p.w->panels);
+             if (from < to)
+               m.kernels->matmul(*p.w, block, n, from, to, store, p.out + token * p.stride, p.stride, scratch(thread));
+             first += p.w->panels;
+           }
+         });
 }
 
 // x += w a. With a tap the product goes to a buffer of its own first, so that it can be shown; the sums are the same.
 void Pass::residual(int thread, const Activations& a, const Matrix& w, const char* name, int32_t layer) {
   if (!m.tap) {
-    products(thread, a, tokens_, {{&w, m.x.data, m.x.stride}}, Store::kAdd);
+    products(thread, a, tokens_, rounded_, {{&w, m.x.data, m.x.stride}}, Store::kAdd);
     wait();
     return;
   }
-  products(thread, a, tokens_, {{&w, m.normed.data, m.normed.stride}}, Store::kSet);
+  products(thread, a, tokens_, rounded_, {{&w, m.normed.data, m.normed.stride}}, Store::kSet);
   wait();
   tap(thread, name, layer, m.normed.data, tokens_, m.config.dim, m.normed.stride);
   if (thread == 0)
@@ -198,38 +202,54 @@ void Pass::layer(int thread, int32_t index) {
   const auto self = static_cast<size_t>(thread);
   const float* normed = single_ ? m.own_normed[0].data : m.normed.data;
 
-  const uint32_t prepared = l.wq.prepared() | l.wk.prepared() | l.wv.prepared();
-  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.attn_norm, prepared, m.q_dim_in, m.own_dim_in[self]);
+  const uint32_t reads = l.wq.prepared() | l.wk.prepared() | l.wv.prepared();
+  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.attn_norm, reads, m.q_dim_in, m.own_dim_in[self], {});
   tap(thread, "attn_norm", index, normed, tokens_, c.dim, m.normed.stride);
-  products(thread, a, tokens_,
+  products(thread, a, tokens_, rounded_,
            {{&l.wq, m.q.data, m.q.stride}, {&l.wk, m.k.data, m.k.stride}, {&l.wv, m.v.data, m.v.stride}}, Store::kSet);
   wait();
   rotate_and_store(thread, index);
   attend(thread, index);
-  a = input(thread, m.attn.data, m.attn.stride, c.q_dim(), nullptr, l.wo.prepared(), m.q_attn_in, m.own_attn_in[self]);
+  a = input(thread, m.attn.data, m.attn.stride, c.q_dim(), nullptr, l.wo.prepared(), m.q_attn_in, m.own_attn_in[self],
+            {});
   residual(thread, a, l.wo, "attn.out", index);
 
   l.plan.experts ? mixture(thread, index) : feed_forward(thread, index);
+}
+
+// Whether the rounded tokens, or the others, take gate, up and what follows in one go.
+bool Pass::fuses_swiglu(const Layer& l, bool rounded) const {
+  const int64_t tokens = rounded ? rounded_ : tokens_ - rounded_;
+  const bool alike = l.gate.layout == l.up.layout && l.gate.group == l.up.group && l.gate.has_min == l.up.has_min;
+  return m.kernels->swiglu && !single_ && alike && in_bf16(l.gate, rounded) && in_bf16(l.down, rounded) &&
+         (tokens > kStreamTokens || l.gate.integer());
 }
 
 void Pass::feed_forward(int thread, int32_t index) {
   const Config& c = m.config;
   const Layer& l = m.layers[static_cast<size_t>(index)];
   const auto self = static_cast<size_t>(thread);
-  const uint32_t prepared = l.gate.prepared() | l.up.prepared();
-  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, prepared, m.q_dim_in, m.own_dim_in[self]);
+  const uint32_t reads = l.gate.prepared() | l.up.prepared();
+  Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, reads, m.q_dim_in, m.own_dim_in[self], {});
   tap(thread, "ffn_norm", index, single_ ? m.own_normed[0].data : m.normed.data, tokens_, c.dim, m.normed.stride);
-  panels(thread, l.gate.panels, tokens_, l.gate, [&](int64_t token, int64_t n, int64_t begin, int64_t end) {
-    const Activations block = from_token(a, token);
-    float *gate = m.gate.row(token), *up = m.up.row(token);
-    m.kernels->matmul(l.gate, block, n, begin, end, Store::kSet, gate, m.gate.stride, scratch(thread));
-    m.kernels->matmul(l.up, block, n, begin, end, Store::kSet, up, m.up.stride, scratch(thread));
-    for (int64_t t = 0; t < n; ++t)
-      m.kernels->silu_mul(gate + t * m.gate.stride + begin * kLanes, up + t * m.up.stride + begin * kLanes,
-                          (end - begin) * kLanes);
-  });
+  const Done done{fuses_swiglu(l, true), fuses_swiglu(l, false)};
+  panels(thread, l.gate.panels, tokens_, rounded_, l.gate,
+         [&](int64_t token, int64_t n, bool round, int64_t begin, int64_t end) {
+           const Activations block = from_token(a, token, round);
+           if (round ? done.rounded : done.rest)
+             return m.kernels->swiglu(l.gate, l.up, block, n, begin, end,
+                                      m.q_ffn_in.rounded + token * m.q_ffn_in.rounded_bytes, m.q_ffn_in.tokens,
+                                      scratch(thread));
+           float *gate = m.gate.row(token), *up = m.up.row(token);
+           m.kernels->matmul(l.gate, block, n, begin, end, Store::kSet, gate, m.gate.stride, scratch(thread));
+           m.kernels->matmul(l.up, block, n, begin, end, Store::kSet, up, m.up.stride, scratch(thread));
+           for (int64_t t = 0; t < n; ++t)
+             m.kernels->silu_mul(gate + t * m.gate.stride + begin * kLanes, up + t * m.up.stride + begin * kLanes,
+                                 (end - begin) * kLanes);
+         });
   wait();
-  a = input(thread, m.gate.data, m.gate.stride, c.ffn_dim, nullptr, l.down.prepared(), m.q_ffn_in, m.own_ffn_in[self]);
+  a = input(thread, m.gate.data, m.gate.stride, c.ffn_dim, nullptr, l.down.prepared(), m.q_ffn_in, m.own_ffn_in[self],
+            done);
   residual(thread, a, l.down, "ffn.out", index);
 }
 

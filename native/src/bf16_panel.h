@@ -1,0 +1,169 @@
+// Panels of integer layouts as bfloat16: what the products of prompts multiply with (matmul_bf16.h).
+//
+//   weight = bfloat16(scale * level + minimum)          in float32 first, which is exact without a minimum
+// to nearest, ties to even. row_scale is left to the end of the product. None is below 2^-56: float16 scales and minima
+// are multiples of 2^-24.
+#pragma once
+
+#include "matmul_bf16.h"
+#include "matmul_integer.h"
+
+namespace herder::HD_ISA_NAMESPACE {
+
+// A unit of a panel: [kUnit / 2 pairs of inputs][16 rows][2]. The slow twin of the one for tiles.
+template <Layout L, int G, bool Min>
+inline void round_unit(const PanelKernel<L, G, Min>&, const Matrix& w, const uint8_t* unit, uint16_t* out) {
+  using Panel = PanelKernel<L, G, Min>;
+  for (int g = 0; g < Panel::kGroups; ++g) {
+    float scale[kLanes], minimum[kLanes] = {};
+    f_store(scale, f_load_f16(reinterpret_cast<const uint16_t*>(unit) + g * kLanes));
+    if constexpr (Min)
+      f_store(minimum, f_load_f16(reinterpret_cast<const uint16_t*>(unit + Panel::kScaleBytes) + g * kLanes));
+    const uint8_t* codes = unit + Panel::kCodeOffset + static_cast<size_t>(g) * Panel::kGroupCodeBytes;
+    for (int i = 0; i < G; ++i) {
+      const int quad = i / 4, half = Panel::kQuads / 2;
+      const bool high = Panel::kNibbles && quad >= half;
+      const uint8_t* column = codes + (high ? quad - half : quad) * 64 + i % 4;
+      uint16_t* to = out + ((g * G + i) / 2 * kLanes) * 2 + i % 2;
+      for (int lane = 0; lane < kLanes; ++lane) {
+        const uint8_t byte = column[4 * lane];
+        const int code = !Panel::kNibbles ? byte : high ? byte >> 4 : byte & 15;
+        const int level = L == Layout::kNibbleTable ? w.table[code] : code - w.zero;
+        float value = scale[lane] * static_cast<float>(level);
+        if constexpr (Min) value += minimum[lane];
+        to[2 * lane] = f32_to_bf16(value);
+      }
+    }
+  }
+}
+
+#if !defined(HD_AMX)
+inline size_t rounded_panel_bytes(const Matrix& w) { return static_cast<size_t>(w.padded_cols) * kLanes * 2; }
+
+template <Layout L, int G, bool Min>
+void matmul_rounded(const PanelKernel<L, G, Min>& kernel, const Matrix& w, const Activations& a, int64_t tokens,
+                    int64_t begin, int64_t end, Store store, float* out, int64_t stride, uint8_t* scratch) {
+  Matrix rounded = w;  // one panel of it
+  rounded.layout = Layout::kBF16;
+  rounded.panels = 1;
+  rounded.panel_bytes = rounded_panel_bytes(w);
+  rounded.data = scratch;
+  for (int64_t panel = begin; panel < end; ++panel) {
+    const uint8_t* from = w.data + static_cast<size_t>(panel) * w.panel_bytes;
+    auto* to = reinterpret_cast<uint16_t*>(scratch);
+    for (int64_t k = 0; k < w.padded_cols; k += kUnit, from += w.unit_bytes(), to += kUnit * kLanes)
+      round_unit(kernel, w, from, to);
+    if (w.row_scale) rounded.row_scale = w.row_scale + panel * kLanes;
+    if (w.bias) rounded.bias = w.bias + panel * kLanes;
+    FloatProduct<Bf16Kernel>::matmul(rounded, a, tokens, 0, 1, store, out + panel * kLanes, stride);
+  }
+}
+#else
+// Memory that is going to be read.
+struct Lines {
+  const uint8_t *at, *end;
+
+  // Asks for some of it.
+  HD_INLINE void ask(int64_t lines) {
+    for (; lines > 0 && at < end; --lines, at += 64) _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+  }
+  int64_t count() const { return (end - at + 63) / 64; }
+};
+
+// The same for the panels of a product, as tiles of 32 inputs x 16 rows (1024 bytes). Eight rows and two inputs of each
+// share a vector, so that rounding two vectors into one leaves the words in their places.
+template <Layout L, int G, bool Min>
+class PanelTiles {
+  using Panel = PanelKernel<L, G, Min>;
+
+ public:
+  PanelTiles(const Matrix& w, uint8_t* memory) : w_(w), memory_(memory) {
+    alignas(64) float levels[kLanes];
+    for (int i = 0; i < kLanes; ++i)
+      levels[i] = static_cast<float>(L == Layout::kNibbleTable ? w.table[i] : i - w.zero);
+    levels_ = _mm512_load_ps(levels);
+  }
+
+  static constexpr bool kInPlace = false;
+
+  // Blocks [from, to) of 32 inputs, both even, in memory. next: what to ask for meanwhile.
+  const uint8_t* tiles(int64_t panel, int64_t from, int64_t to, Lines next) const {
+    const uint8_t* unit = lines(panel, from, to).at;
+    uint8_t* at = memory_;
+    for (int64_t block = from; block < to; block += 2, unit += Panel::kUnitBytes) {
+      next.ask(Panel::kUnitBytes / 64 + 1);
+      unrolled<Panel::kGroups>([&](auto g) __attribute__((always_inline)) {
+        group<g>(unit, at);
+        at += G * kLanes * 2;
+      });
+    }
+    return memory_;
+  }
+
+  // Where they lie.
+  Lines lines(int64_t panel, int64_t from, int64_t to) const {
+    const uint8_t* first = w_.data + static_cast<size_t>(panel) * w_.panel_bytes;
+    return {first + static_cast<size_t>(from / 2) * Panel::kUnitBytes,
+            first + static_cast<size_t>(to / 2) * Panel::kUnitBytes};
+  }
+
+ private:
+  struct Rows {  // of a vector: the first eight or the last eight
+    __m512 scale, minimum;
+  };
+
+  static HD_INLINE __m512i twice(int half) {
+    const __m512i first = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return _mm512_add_epi32(first, _mm512_set1_epi32(8 * half));
+  }
+
+  template <int g>
+  HD_INLINE void group(const uint8_t* unit, uint8_t* out) const {
+    const auto* scales = reinterpret_cast<const uint16_t*>(unit) + g * kLanes;
+    const auto* minima = reinterpret_cast<const uint16_t*>(unit + Panel::kScaleBytes) + g * kLanes;
+    const uint8_t* codes = unit + Panel::kCodeOffset + static_cast<size_t>(g) * Panel::kGroupCodeBytes;
+    Rows rows[2];
+    unrolled<2>([&](auto h) __attribute__((always_inline)) {
+      rows[h].scale = _mm512_permutexvar_ps(twice(h), f_load_f16(scales).v);
+      if constexpr (Min) rows[h].minimum = _mm512_permutexvar_ps(twice(h), f_load_f16(minima).v);
+    });
+    unrolled<Panel::kNibbles ? Panel::kQuads / 2 : Panel::kQuads>([&](auto i) __attribute__((always_inline)) {
+      const __m512i raw = _mm512_loadu_si512(codes + 64 * i);
+      const __m512i low = _mm512_permutexvar_epi32(twice(0), raw), high = _mm512_permutexvar_epi32(twice(1), raw);
+      constexpr int kSecond = Panel::kQuads / 2;
+      quad<0>(low, high, rows, out + i * 128);
+      if constexpr (Panel::kNibbles) quad<4>(low, high, rows, out + (i + kSecond) * 128);
+    });
+  }
+
+  // The four inputs whose codes begin at bit `Shift` of the bytes: two vectors.
+  template <int Shift>
+  HD_INLINE void quad(__m512i low, __m512i high, const Rows (&rows)[2], uint8_t* out) const {
+    unrolled<2>([&](auto h) __attribute__((always_inline)) {
+      constexpr int kFirst = Shift + 16 * h;
+      const __m512i shift = _mm512_set1_epi64(static_cast<int64_t>(kFirst) | static_cast<int64_t>(kFirst + 8) << 32);
+      const __m512 a = weights(_mm512_srlv_epi32(low, shift), rows[0]);
+      const __m512 b = weights(_mm512_srlv_epi32(high, shift), rows[1]);
+      _mm512_store_si512(out + h * 64, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
+    });
+  }
+
+  HD_INLINE __m512 weights(__m512i codes, const Rows& rows) const {
+    __m512 level;
+    if constexpr (Panel::kNibbles) {
+      level = _mm512_permutexvar_ps(codes, levels_);  // looks at four bits of the index
+    } else {
+      level = _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(255))),
+                            _mm512_set1_ps(static_cast<float>(w_.zero)));
+    }
+    if constexpr (Min) return _mm512_fmadd_ps(level, rows.scale, rows.minimum);  // the product is exact
+    return _mm512_mul_ps(level, rows.scale);
+  }
+
+  const Matrix& w_;
+  uint8_t* const memory_;
+  __m512 levels_;
+};
+#endif
+
+}  // namespace herder::HD_ISA_NAMESPACE
