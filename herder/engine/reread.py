@@ -5,9 +5,11 @@ The next turn of a conversation repeats the answer in its prompt. Where prompts 
 compute the answer's tokens before its own; so they are computed beforehand, when nobody waits.
 
 Every step is complete in itself: it takes pages that nobody holds, computes the next few of an answer, hands them to the
-cache and lets go. So a request that comes finds the engine as it would be without us, at most one step later. The
-newest answer is read first: the pages it takes are then those of the oldest conversations. An answer whose prompt has
-left the cache is not read: memory is short, and its conversation would displace another.
+cache and lets go. So a request that comes finds the engine as it would be without us, at most one step later.
+
+The newest answer is read first, so that the pages it takes are those used longest ago. As many are remembered as fit into
+the cache together: reading one never displaces a newer one. An answer whose prompt has left the cache is not read:
+memory is short, and its conversation would displace another.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from herder.engine.sequence import Sequence
 if TYPE_CHECKING:
     from herder.engine.scheduler import Scheduler
 
-MOST = 64  # answers that are remembered
+MOST = 64  # answers that are remembered, if so many fit
 
 
 class Answer(NamedTuple):
@@ -56,7 +58,10 @@ class Rereader:
         """Remembers a sequence that has ended by itself, if there is a full page with a part of its answer."""
         full = len(sequence.tokens) // PAGE_TOKENS * PAGE_TOKENS
         if self._useful and sequence.sampling is not None and full > sequence.prompt_tokens:
-            self._answers.append(Answer(sequence.tokens[:full], sequence.prompt_tokens, sequence.images))
+            answers = self._answers
+            answers.append(Answer(sequence.tokens[:full], sequence.prompt_tokens, sequence.images))
+            while sum(len(answer.tokens) for answer in answers) > self._scheduler.pool.size * PAGE_TOKENS:
+                answers.popleft()
 
     def step(self) -> bool:
         """Computes the next pages of the newest answer, about as many tokens as prompts get beside sequences that
