@@ -9,6 +9,7 @@ import pytest
 
 from herder.cache.prefix import content
 from herder.core.batch import PAGE_TOKENS, Batch, Chunk, Limits, Output
+from herder.core.config import LayerPlan
 from herder.core.request import Image, NewToken, Request, Sampling
 from herder.engine.loop import Loop
 from herder.engine.scheduler import Policy
@@ -91,6 +92,26 @@ def test_a_prompt_that_repeats_an_answer_does_not_find_the_pages_of_the_one_that
     finish(loop)
     assert reader.cached_tokens == PAGE_TOKENS
     assert more == answer(second)
+
+
+def test_pages_whose_local_part_is_given_back_meet_those_of_a_twin_that_has_it() -> None:
+    limits = replace(LIMITS, pages=16, local_pages=10, local=LayerPlan(window=2 * PAGE_TOKENS))
+    loop = Loop(FakeExecutor(limits))
+    request = Request(prompt(40), max_tokens=150)
+    (twin, _), (sequence, got) = start(loop, request), start(loop, request)
+    while len(got) < 70:
+        loop.step()
+    loop.scheduler._preempt(twin)
+    loop.abort(twin)
+    while len(got) < 140:
+        loop.step()
+    assert sequence.local_first == 3
+    loop.scheduler._preempt(sequence)
+    assert loop.scheduler.cache.available_local == limits.local_pages
+    finish(loop)
+    assert got == reference(FakeModel(97, local=limits.local, prompts_apart=True), request.prompt, 150, Sampling(), 0)
+    loop.scheduler.cache.clear()
+    assert loop.scheduler.cache.local_pool.free == limits.local_pages
 
 
 def test_generated_pages_of_a_finished_answer_are_free_again() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from herder.core.batch import PAGE_TOKENS, Batch, Limits, Output
 from herder.core.config import LayerPlan
-from herder.core.request import Evaluation, FinishReason, NewToken, Request
+from herder.core.request import Evaluation, FinishReason, Image, NewToken, Request
 from herder.engine import engine as engine_module
 from herder.engine.engine import Engine
 from herder.engine.loop import Loop
@@ -37,13 +37,17 @@ def run(loop: Loop, request: Request | Evaluation) -> tuple[list[int], Sequence]
 
 def answer(request: Request, limits: Limits = LIMITS) -> list[int]:
     model = FakeModel(97, local=limits.local, prompts_apart=limits.prompts_apart)
-    return reference(model, request.prompt, request.max_tokens or 0, request.sampling, 0)
+    return reference(model, request.prompt, request.max_tokens or 0, request.sampling, 0, images=request.images)
 
 
+@pytest.mark.parametrize("images", [(), (Image(None, (1, 1), (66, 67), bytes(32)),)], ids=["text", "an image"])
 @pytest.mark.parametrize("limits", [LIMITS, LOCAL], ids=["one pool", "local pool"])
-def test_the_second_turn_finds_the_answer_and_is_what_it_would_be_without(limits: Limits) -> None:
+def test_the_second_turn_finds_the_answer_and_is_what_it_would_be_without(
+    limits: Limits, images: tuple[Image, ...]
+) -> None:
+    limits = replace(limits, images=True)
     loop = Loop(FakeExecutor(limits))
-    request = Request(prompt(70), max_tokens=150)
+    request = Request(prompt(70), max_tokens=150, images=images)
     got, _ = run(loop, request)
     before = loop.stats()
     steps = 0
@@ -55,7 +59,7 @@ def test_the_second_turn_finds_the_answer_and_is_what_it_would_be_without(limits
     assert (after.reread_tokens, steps) == (4 * PAGE_TOKENS, 2)
     assert after.counters == before.counters
     assert not loop.reread()
-    second = Request((*request.prompt, *got, *prompt(30, 3)), max_tokens=20)
+    second = Request((*request.prompt, *got, *prompt(30, 3)), max_tokens=20, images=images)
     more, sequence = run(loop, second)
     assert sequence.cached_tokens == 6 * PAGE_TOKENS
     assert more == answer(second, limits) == run(Loop(FakeExecutor(limits)), second)[0]
