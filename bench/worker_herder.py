@@ -1,6 +1,7 @@
 """Herder as a measured process, driven by bench/cpu.py with the commands of bench/peer_llamacpp.py, and these:
 
-    {"do": "load", "path": ..., "threads": 2, "tokens": 4096, "isa": null, "compute": "auto"}
+    {"do": "load", "path": ..., "threads": 2, "tokens": 4096, "isa": null, "compute": "auto",
+     "prompt_dtype": "auto"}
                                    -> {"version", "system", "model"}   tokens: the KV cache has room for so many
     {"do": "limits"}               -> {"bandwidth", "int8_ops", "f32_flops"} of this machine
     {"do": "tokenize", "path": ..., "text": ...}    -> {"tokens"}
@@ -43,6 +44,7 @@ class Measured:
         tokens: int,
         isa: str | None = None,
         compute: Literal["auto", "float32"] = "auto",
+        prompt_dtype: Literal["auto", "int8", "bfloat16"] = "auto",
     ) -> None:
         self.path = path
         with open_model(Path(path)) as files:
@@ -55,6 +57,7 @@ class Measured:
                 threads=threads,
                 isa=isa,
                 compute=compute,
+                prompt_dtype=prompt_dtype,
             )
         self.threads = threads
         self.engine = Engine(executor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from herder.cli.command import COUNT, COUNTS, MODEL, TEXT, Argument, Command, Option, Parsed, choice
+from herder.cli.generation import PROMPT_DTYPE
 from herder.cli.progress import counting, transfer
 from herder.cli.pull import JSON, OFFLINE
 from herder.cli.terminal import note, print_json, table
@@ -74,6 +75,7 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
             context=plan.context,
             kv_pages=plan.pages,
             compute=parsed.dtype,
+            prompt_dtype=parsed.prompt_dtype,
             threads=parsed.threads or 0,
             progress=lambda done, total: progress("loading", done, total),
         )
@@ -105,6 +107,7 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
             "gen_tokens": plan.gen,
             "repeats": plan.repeats,
             "dtype": parsed.dtype,
+            "prompt_dtype": executor.prompt_dtype,
         },
         "versions": _versions(),
     }
@@ -187,10 +190,13 @@ def _print(report: dict[str, Any]) -> None:
         rows.append([f"{streams} streams", _number(value), _share(bandwidth), _share(compute)])
     table(headings, rows, right=frozenset({1, 2, 3}))
     machine, limits = report["machine"], report["limits"]
+    arithmetic = [machine["isa"]]
+    if settings["prompt_dtype"] is not None:
+        arithmetic.append(f"prompts in {settings['prompt_dtype']}")
     operations = limits["float32_flops_per_s" if peak == "float32" else "int8_ops_per_s"]
     note(
         f"{report['model']}, {count_text(report['parameters'])} parameters, {machine['threads']} threads of "
-        f"{machine['cpu']} ({machine['isa']}): {bytes_text(limits['bandwidth_bytes_per_s'])}/s read, "
+        f"{machine['cpu']} ({', '.join(arithmetic)}): {bytes_text(limits['bandwidth_bytes_per_s'])}/s read, "
         f"{operations / 1e12:.2f} T {peak} operations/s; medians of {settings['repeats']}"
     )
 
@@ -217,6 +223,7 @@ COMMANDS = {
             Option("--repeats", COUNT, "Repetitions, of which the median counts", 3),
             Option("--threads", COUNT, "Threads; without it one per core this process may use"),
             Option("--dtype", choice("auto", "float32"), "auto computes in the stored formats", "auto"),
+            PROMPT_DTYPE,
             JSON,
             OFFLINE,
         ),

@@ -4,11 +4,11 @@ The next turn of a conversation repeats the answer in its prompt. Where prompts 
 (Limits.prompts_apart), it cannot use the pages that were written while the answer was generated, and would have to
 compute the answer's tokens before its own; so they are computed beforehand, when nobody waits.
 
-Every step is complete in itself: it takes pages that nobody holds, computes the next few of an answer, hands them to the
-cache and lets go. So a request that comes finds the engine as it would be without us, at most one step later.
+Every step is complete in itself: it takes pages that nobody holds, computes the next few of an answer, hands them to
+the cache and lets go. So a request that comes finds the engine as it would be without us, at most one step later.
 
-The newest answer is read first, so that the pages it takes are those used longest ago. As many are remembered as fit into
-the cache together: reading one never displaces a newer one. An answer whose prompt has left the cache is not read:
+The newest answer is read first, so that the pages it takes are those used longest ago. As many are remembered as fit
+into the cache together: reading one never displaces a newer one. An answer whose prompt has left the cache is not read:
 memory is short, and its conversation would displace another.
 """
 

@@ -17,9 +17,9 @@ first come, first served. Every step, within the executor's limits:
 A sequence is admitted when pages for all of its tokens so far are available, plus one for each sequence that runs, so
 that an admission does not force a displacement in the same step. Nobody overtakes the head of the line.
 
-Where prompts are computed with an arithmetic of their own (Limits.prompts_apart), a chunk ends where the prompt does, and
-a sequence's pages with generated tokens go into the cache only when it is displaced, for itself: nobody else has a use
-for them (a later prompt that repeats the answer has other entries; reread.py makes those).
+Where prompts are computed with an arithmetic of their own (Limits.prompts_apart), a chunk ends where the prompt does,
+and a sequence's pages with generated tokens go into the cache only when it is displaced, for itself: nobody else has a
+use for them (a later prompt that repeats the answer has other entries; reread.py makes those).
 
 Layers of bounded reach may have a pool of their own (Limits.local_pages). A sequence takes local pages as it goes, and
 each goes back as soon as the next position to compute no longer sees it; so a long prompt holds its reach and no more.

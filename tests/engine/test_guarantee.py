@@ -1,7 +1,7 @@
 """The guarantees, by property tests on the fake executor: random arrivals, priorities, aborts, page pools, budgets and
 executor failures. Nothing leaks, everything finishes in a bounded number of steps, and every request gets exactly the
-tokens it would have got alone; the same where prompts are computed apart from what is generated, with pieces of finished
-answers read again in between."""
+tokens it would have got alone; the same where prompts are computed apart from what is generated, with pieces of
+finished answers read again in between."""
 
 from __future__ import annotations
 

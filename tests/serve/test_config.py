@@ -50,7 +50,7 @@ source = "llama3.2:1b"
 aliases = ["gpt-4o-mini", "claude-haiku"]
 preload = true
 context = 4096
-dtype = "float32"
+prompt_dtype = "int8"
 kv_memory = "1GiB"
 idle = 60
 template = "chat.jinja"
@@ -70,7 +70,7 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
     assert config.limits.depth == Limits().depth
     llama, small = config.models
     assert llama == ModelSpec(
-        "llama", "llama3.2:1b", ("gpt-4o-mini", "claude-haiku"), preload=True, context=4096, dtype="float32",
+        "llama", "llama3.2:1b", ("gpt-4o-mini", "claude-haiku"), preload=True, context=4096, prompt_dtype="int8",
         kv_memory=2**30, idle=60.0, template=str(tmp_path / "chat.jinja"),
     )  # fmt: skip
     assert small == ModelSpec("smollm2", "smollm2")
@@ -99,6 +99,11 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
         ("[limits]\nbody = 3", r"limits\.body is 3"),
         ("[models.a]\nruntime = 'x'", r"models\.a\.runtime is 'x': must be one of native, torch"),
         ("[models.a]\ndtype = 'float16'", "dtype is 'float16'"),
+        (
+            "[models.a]\nprompt_dtype = 'int4'",
+            r"models\.a\.prompt_dtype is 'int4': must be one of auto, int8, bfloat16",
+        ),
+        ("[models.a]\nruntime = 'torch'\nprompt_dtype = 'int8'", "prompt_dtype is 'int8': runtime 'torch' has none"),
         ("[models.a]\naliases = ['b']\n[models.b]", "'b' names both"),
         ("host = '0.0.0.0'", "no API keys"),
         ("tls_key = 'x'", "tls_certificate is missing"),
@@ -143,6 +148,7 @@ def test_every_key_is_documented() -> None:
             "runtime",
             "device",
             "dtype",
+            "prompt_dtype",
             "threads",
         }
         undocumented |= {"context", "speculate", "template", "chat_format", "lenient"}
