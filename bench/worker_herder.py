@@ -29,6 +29,7 @@ from typing import Any, Literal
 from herder.core.batch import PAGE_TOKENS
 from herder.core.request import Evaluation, Request
 from herder.engine.engine import Engine
+from herder.engine.scheduler import Policy
 from herder.runtime import abi
 from herder.runtime.native import load_model
 from herder.weights.source import open_model
@@ -60,7 +61,7 @@ class Measured:
                 prompt_dtype=prompt_dtype,
             )
         self.threads = threads
-        self.engine = Engine(executor)
+        self.engine = Engine(executor, Policy(reread=False))  # a peer may be measured while this one rests
         self.random = random.Random(0)
 
     def model(self) -> dict[str, int]:

@@ -53,6 +53,7 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
     from herder.core import machine
     from herder.core.batch import PAGE_TOKENS
     from herder.engine.engine import Engine
+    from herder.engine.scheduler import Policy
     from herder.evals import speed
     from herder.runtime import abi
     from herder.runtime.native import BATCH_CHUNKS, load_model
@@ -80,7 +81,7 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
             progress=lambda done, total: progress("loading", done, total),
         )
     memory = executor.memory()
-    with Engine(executor) as engine, counting("measuring", plan.steps) as progress_bar:
+    with Engine(executor, Policy(reread=False)) as engine, counting("measuring", plan.steps) as progress_bar:
         measured = speed.measure(engine, config.vocab, plan, progress_bar)
     # Only the rows of the prompt's tokens are read from an embedding table that is not the head too.
     read = memory.weights - (0 if config.tied else next(t.bytes for t in files.tensors if t.role == Role.EMBED))

@@ -47,7 +47,8 @@ class Rereader:
         self._scheduler = scheduler
         limits, policy = scheduler.limits, scheduler.policy
         # A step computes whole pages, so that it has nothing to leave behind.
-        self._useful = limits.prompts_apart and policy.prefix_cache and limits.batch_tokens >= PAGE_TOKENS
+        whole = limits.batch_tokens >= PAGE_TOKENS
+        self._useful = policy.reread and policy.prefix_cache and limits.prompts_apart and whole
         self._answers: deque[Answer] = deque(maxlen=MOST)
 
     def __bool__(self) -> bool:

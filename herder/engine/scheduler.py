@@ -52,6 +52,7 @@ class Policy:
     prefix_cache: reuse and keep pages. speculate: most drafted tokens per sequence and step (0: off).
     draft_tokens: most drafted tokens of all sequences together in one step: beyond this, checking guesses costs more
     than the weights read once for all of them.
+    reread: compute finished answers as prompts when there is nothing else to do, where that is of use (reread.py).
     """
 
     prefill_seconds: float = 0.1
@@ -59,6 +60,7 @@ class Policy:
     prefix_cache: bool = True
     speculate: int = 0
     draft_tokens: int = 16
+    reread: bool = True
 
 
 @dataclass(slots=True)

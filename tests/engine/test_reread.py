@@ -70,6 +70,7 @@ def test_nothing_is_read_again_without_a_use() -> None:
     for limits, policy, request in (
         (replace(LIMITS, prompts_apart=False), Policy(), long),
         (LIMITS, Policy(prefix_cache=False), long),
+        (LIMITS, Policy(reread=False), long),
         (replace(LIMITS, batch_tokens=PAGE_TOKENS - 1), Policy(), long),
         (LIMITS, Policy(), Request(prompt(70), max_tokens=25)),  # 95 tokens: no full page but the prompt's
         (LIMITS, Policy(), Evaluation(prompt(100), "scores")),
