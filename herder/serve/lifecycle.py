@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herder.core import machine
-from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel, UsageError
+from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel
 from herder.core.sizes import bytes_text
 from herder.serve.config import Config
 from herder.serve.health import probe
 from herder.serve.image_urls import described as images_described
 from herder.serve.log import Log
 from herder.serve.models import Models, Served, load, measure
+from herder.serve.sockets import BACKLOG, Sockets, listen
 from herder.serve.tls import check_tls
 from herder.weights import store
 
@@ -149,6 +150,12 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None) -> int:
     check_tls(config)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(one) for one in listen(config)]
+        return await _serve_on(sockets, config, ready, gate)
+
+
+async def _serve_on(sockets: Sockets, config: Config, ready: Callable[[str], None], gate: Gate | None) -> int:
     server = make_server(config, gate=gate)
     # The models load on a thread while the rest of the web stack is imported here.
     names = [spec.name for spec in config.models if spec.preload]
@@ -177,7 +184,7 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
 
     for number in SIGNALS:
         loop.add_signal_handler(number, stop)
-    running = asyncio.create_task(web.serve())
+    running = asyncio.create_task(web.serve(sockets))
     try:
         await asyncio.wait({preloading, running}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
@@ -186,7 +193,7 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
                 while not web.started and not running.done():
                     await asyncio.sleep(0.005)
                 if web.started and not web.should_exit:
-                    ready(_ready_line(config, web, server, names))
+                    ready(_ready_line(config, sockets[0].getsockname()[1], server, names))
             except HerderError:
                 web.should_exit = True
                 await running
@@ -210,8 +217,7 @@ async def _preload(server: Server, names: list[str]) -> None:
         server.metrics.last_token[name] = monotonic()
 
 
-def _ready_line(config: Config, web: uvicorn.Server, server: Server, names: list[str]) -> str:
-    port = web.servers[0].sockets[0].getsockname()[1] if web.servers else config.port
+def _ready_line(config: Config, port: int, server: Server, names: list[str]) -> str:
     url = config.url.rsplit(":", 1)[0] + f":{port}"
     served = ", ".join(names or [one.name for one in server.models][:4]) or "no model"
     more = len(config.models) - len(names)
@@ -221,7 +227,8 @@ def _ready_line(config: Config, web: uvicorn.Server, server: Server, names: list
 
 
 def web_server(config: Config, app: Any) -> uvicorn.Server:
-    """uvicorn, with nothing of its own: signals, log and headers are ours. Ends streams that outlive the drain."""
+    """uvicorn, with nothing of its own: sockets (serve() takes those of listen()), signals, log and headers are ours.
+    Ends streams that outlive the drain."""
     import uvicorn
 
     from herder.serve.connection import Bounded
@@ -231,21 +238,13 @@ def web_server(config: Config, app: Any) -> uvicorn.Server:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-        async def startup(self, sockets: Any = None) -> None:
-            try:
-                await super().startup(sockets)
-            except SystemExit:  # uvicorn's way to say that it could not listen
-                message = f"{config.url} cannot be listened on: is another server there? choose another --port"
-                raise UsageError(message) from None
-
     return Quiet(
         uvicorn.Config(
             app,
-            host=config.host,
-            port=config.port,
             log_config=None,
             log_level="critical",
             access_log=False,
+            backlog=BACKLOG,
             server_header=False,
             proxy_headers=False,
             lifespan="on",
