@@ -54,6 +54,8 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
         if what == "loaded":
             values |= {"seconds": round(served.load_seconds, 3), "bytes": served.bytes}
         elif what == "failed":
+            if served.spec.preload and not served.loads:
+                return  # the start fails with it, and whoever started the server is told
             values["error"] = why
         log.event(what, **values)
 
