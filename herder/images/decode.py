@@ -20,6 +20,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from herder.core.errors import UnsupportedModel, UsageError
+from herder.core.sizes import bound_text
 from herder.images.header import FORMATS, read_header
 from herder.images.structure import check_structure
 
@@ -58,7 +59,9 @@ def read_rgb(data: bytes, where: str = "image") -> NDArray[np.uint8]:
 
     library = pillow()
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{where} is a file of {len(data)} bytes: at most {MAX_BYTES} are read, so send a smaller one")
+        raise UsageError(
+            f"{where} is a file of {len(data)} bytes: at most {bound_text(MAX_BYTES)} are read, so send a smaller one"
+        )
     header = read_header(data, where)
     width, height = header.width, header.height
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:

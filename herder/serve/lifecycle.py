@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from herder.core import machine
 from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel
-from herder.core.sizes import bytes_text
+from herder.core.sizes import bound_text, bytes_text
 from herder.serve.config import Config
 from herder.serve.health import probe
 from herder.serve.image_urls import described as images_described
@@ -122,12 +122,12 @@ def described(config: Config) -> list[str]:
         here = [spec.name for spec in pulled.specs() if store.find(spec.source) is not None]
         lines.append(f"clients may pull models; of those they have: {', '.join(here) or 'none'}")
     lines.append("responses are not stored" if responses is None else f"responses are stored in {responses}")
-    memory = "what is free" if config.memory is None else bytes_text(config.memory)
+    memory = "what is free" if config.memory is None else f"{bound_text(config.memory)} ({bytes_text(config.memory)})"
     idle = f"after {config.idle:g} s without a request" if config.idle else "only for another one"
     lines.append(f"memory for models: {memory}; a model is unloaded {idle}")
     limits = config.limits
     lines.append(
-        f"at most {limits.queue} requests wait for a model; bodies up to {bytes_text(limits.body)}, with up to "
+        f"at most {limits.queue} requests wait for a model; bodies up to {bound_text(limits.body)}, with up to "
         f"{limits.images} images of {limits.image_pixels} pixels together"
     )
     lines.append(images_described(config.images, offline=config.offline, most=limits.image_urls))
