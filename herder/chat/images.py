@@ -14,9 +14,7 @@ from typing import Any
 
 from herder.core.errors import UsageError
 from herder.core.sizes import bound_text
-
-MAX_BYTES = 32 << 20  # of one image file
-MAX_PIXELS = 1 << 26  # of one of Pillow's objects, which has no file to bound
+from herder.images.decode import MAX_BYTES, MAX_PIXELS
 
 # RFC 2397; the parameters (charset and the like) say nothing about an image.
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII | re.IGNORECASE)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MAX_BYTES = 32 << 20
+MAX_BYTES = 32 << 20  # of one image file
 MAX_PIXELS = 1 << 26  # 8192 x 8192; three bytes each, so 192 MiB decoded
 MAX_SIDE = 1 << 16
 

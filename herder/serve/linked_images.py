@@ -7,9 +7,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from herder.chat.images import MAX_BYTES
 from herder.chat.message import ImageLink, ImagePart
 from herder.core.sizes import bound_text
+from herder.images.decode import MAX_BYTES
 from herder.serve.config import Config
 from herder.serve.fields import FieldError
 from herder.serve.image_urls import NotAllowed, Target, read_target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -15,23 +14,18 @@ from herder.serve.config import OFF, Config, parse_config
 from herder.serve.server import Server
 from herder.serve.store import ResponseStore, check_store
 from tests.serve.test_app import Client, run
+from tests.serve.test_database import foreign
 
 ASK = {"model": "tiny", "input": "hello", "max_output_tokens": 4}
 
 
 def broken(folder: Path) -> dict[str, Path]:
     """Paths at which no responses can be stored, by what the error says."""
-    other = folder / "other.sqlite"
-    database = sqlite3.connect(other)
-    database.execute("CREATE TABLE t (x)")
-    database.commit()
-    database.close()
-    other.chmod(0o600)
     (folder / "text").write_text("no database " * 100)
     (folder / "text").chmod(0o600)
     (folder / "open").touch(0o644)
     return {
-        "is a database, but not one of stored responses": other,
+        "is a database, but not one of stored responses": foreign(folder / "other.sqlite"),
         "is no file of stored responses": folder / "text",
         "can be reached by other users": folder / "open",
         "cannot be": folder / "text" / "within",

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from herder.chat.images import MAX_BYTES
 from herder.chat.message import ImagePart, Message, Tool, ToolCall, read_tool
 from herder.core.errors import UsageError
 from herder.core.request import Constraint
 from herder.core.sizes import bound_text
+from herder.images.decode import MAX_BYTES
 from herder.serve import values
 from herder.serve.dialect import Call
 from herder.serve.dialects import ollama_fields as fields
