@@ -93,8 +93,7 @@ def described(config: Config) -> list[str]:
     missing, a model that does not fit."""
     check_installed()
     check_tls(config)
-    from herder.serve.dialects.openai_responses import store_path
-    from herder.serve.store import check_store
+    from herder.serve.store import check_store, store_path
 
     lines = [f"listen on {config.url}" + ("" if config.keys is not None else ", without keys: this machine only")]
     for path in filter(None, (config.tls_certificate, config.tls_key, config.keys)):
@@ -158,6 +157,10 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
 
 
 async def _serve_on(sockets: Sockets, config: Config, ready: Callable[[str], None], gate: Gate | None) -> int:
+    from herder.serve.store import check_store, store_path
+
+    if (responses := store_path(config)) is not None:
+        check_store(responses)
     server = make_server(config, gate=gate)
     # The models load on a thread while the rest of the web stack is imported here.
     names = [spec.name for spec in config.models if spec.preload]
@@ -165,9 +168,9 @@ async def _serve_on(sockets: Sockets, config: Config, ready: Callable[[str], Non
     await asyncio.sleep(0)
     try:
         from herder.serve.app import build_app
-        from herder.serve.dialects.openai_responses import store_of, store_path
+        from herder.serve.dialects.openai_responses import store_of
 
-        if store_path(config) is not None:
+        if responses is not None:
             await store_of(server).open()
         web = web_server(config, build_app(server))
     except BaseException:

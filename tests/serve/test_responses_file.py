@@ -10,7 +10,7 @@ import pytest
 from herder.cli.__main__ import main
 from herder.core.errors import StorageError
 from herder.serve import lifecycle
-from herder.serve.config import OFF, Config, parse_config
+from herder.serve.config import OFF, Config, ModelSpec, parse_config
 from herder.serve.server import Server
 from herder.serve.store import ResponseStore, check_store
 from tests.serve.test_app import Client, run
@@ -35,11 +35,13 @@ def broken(folder: Path) -> dict[str, Path]:
 def test_a_file_that_cannot_be_used_fails_at_the_start_and_in_the_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    nowhere = ModelSpec("nowhere", "/nonexistent.gguf", preload=True)  # nobody waits for a model to load first
     for words, path in broken(tmp_path).items():
+        config = Config(port=0, models=(nowhere,), responses=str(path), offline=True)
         with pytest.raises(StorageError, match=words):
             check_store(path)
         with pytest.raises(StorageError, match=words):
-            lifecycle.serve(Config(port=0, responses=str(path)), lambda line: pytest.fail("it serves"))
+            lifecycle.serve(config, lambda line: pytest.fail("it serves"))
         monkeypatch.setattr("herder.cli.serve._found", list)
         assert main(["serve", "--check", "--responses", str(path)]) == StorageError.exit_code
         [line] = capsys.readouterr().err.splitlines()
