@@ -223,7 +223,7 @@ def _table(kind: type[T], values: Any, path: str, leave: tuple[str, ...] = ()) -
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _LISTS = {int: "whole numbers", str: "texts"}
-_BYTES = ("memory", "kv_memory", "body")
+_BYTES = ("memory", "kv_memory", "body", "responses_bytes")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GiB, "TiB": 2**40}
 
 
