@@ -1,6 +1,7 @@
 """Herder as a measured process, driven by bench/cpu.py with the commands of bench/peer_llamacpp.py, and these:
 
-    {"do": "load", "path": ..., "threads": 2, "tokens": 4096, "isa": null, "compute": "auto"}
+    {"do": "load", "path": ..., "threads": 2, "tokens": 4096, "isa": null, "compute": "auto",
+     "prompt_dtype": "auto"}
                                    -> {"version", "system", "model"}   tokens: the KV cache has room for so many
     {"do": "limits"}               -> {"bandwidth", "int8_ops", "f32_flops"} of this machine
     {"do": "tokenize", "path": ..., "text": ...}    -> {"tokens"}
@@ -28,6 +29,7 @@ from typing import Any, Literal
 from herder.core.batch import PAGE_TOKENS
 from herder.core.request import Evaluation, Request
 from herder.engine.engine import Engine
+from herder.engine.scheduler import Policy
 from herder.runtime import abi
 from herder.runtime.native import load_model
 from herder.weights.source import open_model
@@ -43,6 +45,7 @@ class Measured:
         tokens: int,
         isa: str | None = None,
         compute: Literal["auto", "float32"] = "auto",
+        prompt_dtype: Literal["auto", "int8", "bfloat16"] = "auto",
     ) -> None:
         self.path = path
         with open_model(Path(path)) as files:
@@ -55,9 +58,10 @@ class Measured:
                 threads=threads,
                 isa=isa,
                 compute=compute,
+                prompt_dtype=prompt_dtype,
             )
         self.threads = threads
-        self.engine = Engine(executor)
+        self.engine = Engine(executor, Policy(reread=False))  # a peer may be measured while this one rests
         self.random = random.Random(0)
 
     def model(self) -> dict[str, int]:

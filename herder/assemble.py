@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar, get_args
 
 from herder.cache.plan import BATCH_TOKENS, SEQUENCES, KVPlan, plan_kv
 from herder.core import machine
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Runtime = Literal["native", "torch"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+PromptDtype = Literal["auto", "int8", "bfloat16"]
 Progress = Callable[[str, int, int | None], None]  # what is being done, how much of it, of how much (bytes)
 
 DTYPES: dict[str, tuple[str, ...]] = {
@@ -40,6 +41,7 @@ def load(
     runtime: Runtime = "native",
     device: str = "auto",
     dtype: Dtype = "auto",
+    prompt_dtype: PromptDtype = "auto",
     context: int | None = None,
     kv_memory: int | None = None,
     threads: int = 0,
@@ -55,6 +57,8 @@ def load(
     device: of "torch": "cpu", "cuda", "cuda:1"; "auto" takes a GPU where there is one.
     dtype: "auto" computes quantized weights as they are in the native core, and is bfloat16 on a GPU and float32 on the
     CPU in PyTorch; "float32" expands everything to float32; "bfloat16" and "float16" only in PyTorch.
+    prompt_dtype: arithmetic of prompts with quantized weights in the native core: "bfloat16" is faster where the CPU
+    has AMX and rounds less, and is what "auto" takes there; "int8" gives the same bits on every CPU.
     context, kv_memory (bytes): see cache.plan.plan_kv. threads: 0 = one per core this process may use.
     speculate: most tokens to guess ahead from the text itself (0 = off); changes the speed, never the text (in PyTorch,
     as far as rounding goes).
@@ -64,7 +68,7 @@ def load(
 
     Raises HerderError (core.errors names the kinds): no such model, a damaged or unsupported file, not enough memory.
     """
-    check_runtime(runtime, device, dtype)
+    check_runtime(runtime, device, dtype, prompt_dtype)
     if threads < 0:
         raise UsageError(f"threads is {threads}: must be 0 (one per usable core) or more")
     if speculate < 0:
@@ -74,7 +78,10 @@ def load(
 
     path = resolve(str(model), offline=offline, progress=progress)
     with open_model(path) as files:
-        mechanism = _torch(files, dtype, device, threads) if runtime == "torch" else _native(files, dtype, threads)
+        if runtime == "torch":
+            mechanism = _torch(files, dtype, device, threads)
+        else:
+            mechanism = _native(files, dtype, threads, prompt_dtype)
         return _assemble(files, mechanism, context, kv_memory, speculate, template, chat_format, progress)
 
 
@@ -114,8 +121,8 @@ def footprint(
     return Footprint(mechanism.weights, kv.bytes, kv.context)
 
 
-def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto") -> None:
-    """Raises UsageError for a runtime that is none, or a device or dtype that it does not have."""
+def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto", prompt_dtype: str = "auto") -> None:
+    """Raises UsageError for a runtime that is none, or a device, dtype or prompt_dtype that it does not have."""
     if runtime not in DTYPES:
         raise UsageError(f"runtime is {runtime!r}: must be {' or '.join(map(repr, DTYPES))}")
     if dtype not in DTYPES[runtime]:
@@ -124,6 +131,13 @@ def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto") -> No
         raise UsageError(f"dtype is {dtype!r}: runtime {runtime!r} has {known}{where}")
     if runtime == "native" and device not in ("auto", "cpu"):
         raise UsageError(f"device is {device!r}: runtime 'native' runs on the CPU; runtime='torch' runs on GPUs")
+    if prompt_dtype not in get_args(PromptDtype):
+        known = ", ".join(map(repr, get_args(PromptDtype)))
+        raise UsageError(f"prompt_dtype is {prompt_dtype!r}: must be one of {known}")
+    if prompt_dtype != "auto" and runtime != "native":
+        raise UsageError(f"prompt_dtype is {prompt_dtype!r}: runtime {runtime!r} has none, leave it at 'auto'")
+    if prompt_dtype != "auto" and dtype == "float32":
+        raise UsageError(f"prompt_dtype is {prompt_dtype!r}: float32 computes prompts in float32, leave it at 'auto'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +153,7 @@ class Mechanism:
     sequences: int = SEQUENCES
 
 
-def _native(files: ModelFiles, dtype: str, threads: int) -> Mechanism:
+def _native(files: ModelFiles, dtype: str, threads: int, prompt_dtype: PromptDtype = "auto") -> Mechanism:
     from herder.runtime.native import BATCH_CHUNKS, batch_tokens, load_model
 
     available = machine.memory().available
@@ -154,6 +168,7 @@ def _native(files: ModelFiles, dtype: str, threads: int) -> Mechanism:
             kv_pages=kv.pages,
             kv_local_pages=kv.local_pages,
             compute=compute,
+            prompt_dtype=prompt_dtype,
             threads=threads,
             expert_memory=0 if room is None or weights.experts <= room else max(room, weights.active),
             progress=progress,

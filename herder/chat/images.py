@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from herder.core.errors import UsageError
-from herder.core.sizes import bytes_text
-
-MAX_BYTES = 32 << 20  # of one image file
-MAX_PIXELS = 1 << 26  # of one of Pillow's objects, which has no file to bound
+from herder.core.sizes import bound_text
+from herder.images.decode import MAX_BYTES, MAX_PIXELS
 
 # RFC 2397; the parameters (charset and the like) say nothing about an image.
 _DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)((?:;[\w.+-]+=[\w.+-]+)*)(;base64)?,", re.ASCII | re.IGNORECASE)
@@ -62,7 +60,7 @@ def read_url(url: str, where: str) -> bytes:
     if not match[1].lower().startswith("image/"):
         raise UsageError(f"{where} is of type {match[1]}: expected an image")
     if len(url) - match.end() > MAX_BYTES // 3 * 4 + 4:
-        raise UsageError(f"{where} is larger than {bytes_text(MAX_BYTES)}: send a smaller image")
+        raise UsageError(f"{where} is larger than {bound_text(MAX_BYTES)}: send a smaller image")
     try:
         return _checked(base64.b64decode(url[match.end() :], validate=True), where)
     except (binascii.Error, ValueError) as error:
@@ -113,5 +111,5 @@ def _checked(data: bytes, where: str) -> bytes:
     if not data:
         raise UsageError(f"{where} is empty: expected an image file")
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{where} is larger than {bytes_text(MAX_BYTES)}: send a smaller image")
+        raise UsageError(f"{where} is larger than {bound_text(MAX_BYTES)}: send a smaller image")
     return data

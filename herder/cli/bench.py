@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from herder.cli.command import COUNT, COUNTS, MODEL, TEXT, Argument, Command, Option, Parsed, choice
+from herder.cli.generation import PROMPT_DTYPE
 from herder.cli.progress import counting, transfer
 from herder.cli.pull import JSON, OFFLINE
 from herder.cli.terminal import note, print_json, table
@@ -52,6 +53,7 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
     from herder.core import machine
     from herder.core.batch import PAGE_TOKENS
     from herder.engine.engine import Engine
+    from herder.engine.scheduler import Policy
     from herder.evals import speed
     from herder.runtime import abi
     from herder.runtime.native import BATCH_CHUNKS, load_model
@@ -74,11 +76,12 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
             context=plan.context,
             kv_pages=plan.pages,
             compute=parsed.dtype,
+            prompt_dtype=parsed.prompt_dtype,
             threads=parsed.threads or 0,
             progress=lambda done, total: progress("loading", done, total),
         )
     memory = executor.memory()
-    with Engine(executor) as engine, counting("measuring", plan.steps) as progress_bar:
+    with Engine(executor, Policy(reread=False)) as engine, counting("measuring", plan.steps) as progress_bar:
         measured = speed.measure(engine, config.vocab, plan, progress_bar)
     # Only the rows of the prompt's tokens are read from an embedding table that is not the head too.
     read = memory.weights - (0 if config.tied else next(t.bytes for t in files.tensors if t.role == Role.EMBED))
@@ -105,6 +108,7 @@ def _measure(files: ModelFiles, parsed: Parsed, plan: Plan) -> dict[str, Any]:
             "gen_tokens": plan.gen,
             "repeats": plan.repeats,
             "dtype": parsed.dtype,
+            "prompt_dtype": executor.prompt_dtype,
         },
         "versions": _versions(),
     }
@@ -187,10 +191,13 @@ def _print(report: dict[str, Any]) -> None:
         rows.append([f"{streams} streams", _number(value), _share(bandwidth), _share(compute)])
     table(headings, rows, right=frozenset({1, 2, 3}))
     machine, limits = report["machine"], report["limits"]
+    arithmetic = [machine["isa"]]
+    if settings["prompt_dtype"] is not None:
+        arithmetic.append(f"prompts in {settings['prompt_dtype']}")
     operations = limits["float32_flops_per_s" if peak == "float32" else "int8_ops_per_s"]
     note(
         f"{report['model']}, {count_text(report['parameters'])} parameters, {machine['threads']} threads of "
-        f"{machine['cpu']} ({machine['isa']}): {bytes_text(limits['bandwidth_bytes_per_s'])}/s read, "
+        f"{machine['cpu']} ({', '.join(arithmetic)}): {bytes_text(limits['bandwidth_bytes_per_s'])}/s read, "
         f"{operations / 1e12:.2f} T {peak} operations/s; medians of {settings['repeats']}"
     )
 
@@ -217,6 +224,7 @@ COMMANDS = {
             Option("--repeats", COUNT, "Repetitions, of which the median counts", 3),
             Option("--threads", COUNT, "Threads; without it one per core this process may use"),
             Option("--dtype", choice("auto", "float32"), "auto computes in the stored formats", "auto"),
+            PROMPT_DTYPE,
             JSON,
             OFFLINE,
         ),

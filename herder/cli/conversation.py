@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -42,17 +40,13 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Writes the conversation, whole or not at all. Raises StorageError."""
-        partial = path.with_name(path.name + ".partial")
+        from herder.weights.storage import whole
+
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(partial, "w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, ensure_ascii=False, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
+            with whole(path) as file:
+                file.write(json.dumps(asdict(self), ensure_ascii=False, indent=1).encode())
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             raise StorageError(f"{path} cannot be written: {error.strerror}") from None
 
 

@@ -66,6 +66,7 @@ def _config(parsed: Parsed) -> Config:
         "runtime": parsed.runtime if parsed.runtime != "native" else None,
         "device": parsed.device if parsed.device != "auto" else None,
         "dtype": parsed.dtype if parsed.dtype != "auto" else None,
+        "prompt_dtype": parsed.prompt_dtype if parsed.prompt_dtype != "auto" else None,
         "speculate": parsed.speculate,
         "template": parsed.template,
         "chat_format": parsed.chat_format,

@@ -36,6 +36,8 @@ class Chunk:
     tokens, pages and history are array('i') (or any int sequence): contiguous, so a runtime passes them on as they are.
     seq: the engine's number of the sequence, only echoed back.
     start: position of tokens[0]; every position before it is already in the KV pages.
+    prompt: the tokens are the request's prompt; else they were generated, or are drafts. Never some of each where
+    limits.prompts_apart.
     pages: block table: page i holds positions i * PAGE_TOKENS .. (i + 1) * PAGE_TOKENS - 1.
     outputs: results are wanted at the last `outputs` positions (0..len(tokens)).
     step: index, in the request's output, of the first output position (the sampler's counter).
@@ -65,6 +67,7 @@ class Chunk:
     targets: Sequence[int] = ()
     local_pages: Sequence[int] = ()
     images: tuple[Image, ...] = ()
+    prompt: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,8 @@ class Limits:
     local: LayerPlan | None = None  # with local_pages: whose first_visible() says which of them are still needed
     images: bool = False  # whether chunks may carry images
     rows: int = 0  # of the embedding, where it has more than vocab: for ids that are read but never written
+    prompts_apart: bool = False  # prompt tokens are computed with another arithmetic than generated ones, so that the
+    # results of a token, and its KV entries, depend on which of them it and those before it are
 
     @property
     def prompt_ids(self) -> int:

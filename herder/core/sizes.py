@@ -1,4 +1,8 @@
-"""Numbers as people read them. Bytes are decimal (1 GB = 10^9), as disks, downloads and the hubs count them."""
+"""Numbers as people read them.
+
+Bytes that are measured are decimal (1 GB = 10^9), as disks, downloads and the hubs count them; bounds are binary, as
+settings write them.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,16 @@ def bytes_text(count: float) -> str:
             return f"{value:.0f} B" if unit == "B" else f"{_three(value)} {unit}"
         value /= 1000
     return f"{_three(value)} TB"
+
+
+def bound_text(count: int) -> str:
+    """A bound of count bytes, exactly, in the largest binary unit that leaves a whole number: "32 MiB", "1000 B"."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    power = 0
+    while count and count % 1024 == 0 and power + 1 < len(units):
+        count //= 1024
+        power += 1
+    return f"{count} {units[power]}"
 
 
 def count_text(count: float) -> str:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from time import monotonic
 
 from herder.core.batch import Executor, Limits
@@ -20,6 +20,8 @@ from herder.engine.sequence import Sequence, Sink, check
 from herder.engine.stream import AsyncStream, Mailbox, Stream
 
 Command = Callable[[], None]
+
+REST = 0.5  # seconds without a request, after which answers are read again
 
 
 class Engine:
@@ -139,7 +141,7 @@ class _Worker:
             while True:
                 # While there is work the inbox is only looked at; without, the thread sleeps in it.
                 while loop.idle or not inbox.empty():
-                    inbox.get()()
+                    self._command()()
                     if self._stopping:
                         return
                 loop.step()
@@ -152,6 +154,15 @@ class _Worker:
             raise
         finally:
             loop.executor.close()
+
+    def _command(self) -> Command:
+        """The next command. While there is none, and nothing to do, answers are read again between two looks."""
+        wait = REST if self.loop.rereader else None
+        while True:
+            try:
+                return self._inbox.get(timeout=wait)
+            except Empty:
+                wait = 0.0 if self.loop.reread() else None
 
     # Commands, run on the engine's thread.
 

@@ -15,6 +15,7 @@ from time import monotonic
 from herder.core.batch import Batch, Chunk, Executor, Output, Want
 from herder.core.request import Evaluated, Evaluation, Finished, FinishReason, Grammar, NewToken, Request
 from herder.engine.metrics import Counters, Stats
+from herder.engine.reread import Rereader
 from herder.engine.scheduler import Item, Policy, Scheduler
 from herder.engine.sequence import Sequence, Sink
 from herder.engine.speculate import Speculator, agreement
@@ -32,6 +33,7 @@ class Loop:
         self.policy = policy or Policy()
         self.limits = executor.limits
         self.scheduler = Scheduler(self.limits, self.policy)
+        self.rereader = Rereader(executor, self.scheduler)
         self.counters = Counters()
         self.closing = False  # a batch that fails now was interrupted by us
         self._arrivals = 0
@@ -113,6 +115,11 @@ class Loop:
                     self._drop(item.sequence)
         return True
 
+    def reread(self) -> bool:
+        """Computes a piece of a finished answer for the cache, if nothing else is to be done; False when there is none
+        left. It concerns no request, and holds nothing afterwards."""
+        return self.idle and self.rereader.step()
+
     def stats(self) -> Stats:
         scheduler = self.scheduler
         cache = scheduler.cache
@@ -128,6 +135,7 @@ class Loop:
             local_pages_cached=cache.cached_local,
             local_evictions=cache.local_evictions,
             preemptions=scheduler.preemptions,
+            reread_tokens=self.rereader.tokens,
             counters=replace(self.counters),
         )
 
@@ -222,6 +230,7 @@ class Loop:
         else:
             counters.finished += 1
             self.scheduler.computed(sequence)
+            self.rereader.note(sequence)
         self._drop(sequence)
         self._farewell(sequence, reason, stop_token, error)
 

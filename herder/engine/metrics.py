@@ -26,6 +26,7 @@ class Counters:
 class Stats:
     """A snapshot (Engine.stats()). pages_*: `cached` pages are in the prefix cache, in use or not; `used` pages belong
     to running sequences. local_*: the same of the pages of the layers of bounded reach, 0 without a pool of their own.
+    reread_tokens: of answers, computed again as prompts (reread.py); they are in none of the counters.
     """
 
     running: int
@@ -39,4 +40,5 @@ class Stats:
     local_pages_cached: int
     local_evictions: int
     preemptions: int
+    reread_tokens: int
     counters: Counters

@@ -17,6 +17,10 @@ first come, first served. Every step, within the executor's limits:
 A sequence is admitted when pages for all of its tokens so far are available, plus one for each sequence that runs, so
 that an admission does not force a displacement in the same step. Nobody overtakes the head of the line.
 
+Where prompts are computed with an arithmetic of their own (Limits.prompts_apart), a chunk ends where the prompt does,
+and a sequence's pages with generated tokens go into the cache only when it is displaced, for itself: nobody else has a
+use for them (a later prompt that repeats the answer has other entries; reread.py makes those).
+
 Layers of bounded reach may have a pool of their own (Limits.local_pages). A sequence takes local pages as it goes, and
 each goes back as soon as the next position to compute no longer sees it; so a long prompt holds its reach and no more.
 They count as pages do: the one a sequence cannot do without is taken from the last in order if need be, those that make
@@ -48,6 +52,7 @@ class Policy:
     prefix_cache: reuse and keep pages. speculate: most drafted tokens per sequence and step (0: off).
     draft_tokens: most drafted tokens of all sequences together in one step: beyond this, checking guesses costs more
     than the weights read once for all of them.
+    reread: compute finished answers as prompts when there is nothing else to do, where that is of use (reread.py).
     """
 
     prefill_seconds: float = 0.1
@@ -55,6 +60,7 @@ class Policy:
     prefix_cache: bool = True
     speculate: int = 0
     draft_tokens: int = 16
+    reread: bool = True
 
 
 @dataclass(slots=True)
@@ -85,7 +91,7 @@ class Scheduler:
         self.preemptions = 0
         self._most = min(limits.batch_chunks, limits.batch_tokens)
         self._logit_rows = max(1, LOGIT_VALUES // limits.vocab)
-        self._share = policy.prefill_tokens  # prompt tokens of a step in which something decodes
+        self.share = policy.prefill_tokens  # prompt tokens of a step in which something decodes
         self._seconds_per_token = 0.0
         self._full = False  # the head of the line did not fit, and nothing was given back since
 
@@ -118,20 +124,27 @@ class Scheduler:
     def computed(self, sequence: Sequence) -> None:
         """Publishes the pages that `sequence` has filled since the last call, since only what has been computed is
         shared; then gives back the local pages that it sees no more."""
-        nodes = sequence.nodes
-        full = sequence.computed // PAGE_TOKENS
-        if full != len(nodes) and self.policy.prefix_cache:
-            pages, local_pages = sequence.pages, sequence.local_pages
-            for index in range(len(nodes), full):
-                held = content(sequence.tokens, index, sequence.images)
-                local = local_pages[index] if local_pages else -1
-                node = self.cache.publish(nodes[-1] if nodes else None, held, pages[index], local)
-                nodes.append(node)
-                pages[index] = node.page
-                if local_pages:
-                    local_pages[index] = node.local
+        stop = sequence.computed
+        if sequence.generated_from is not None:
+            stop = min(stop, sequence.generated_from)  # the others are of use to nobody else: see _preempt
+        self._publish(sequence, stop)
         if self._local is not None:
             self._forget(sequence, self._local.first_visible(sequence.computed) // PAGE_TOKENS)
+
+    def _publish(self, sequence: Sequence, stop: int) -> None:
+        """Hands the full pages of the positions before `stop` to the cache."""
+        nodes, full = sequence.nodes, stop // PAGE_TOKENS
+        if full <= len(nodes) or not self.policy.prefix_cache:
+            return
+        pages, local_pages = sequence.pages, sequence.local_pages
+        for index in range(len(nodes), full):
+            held = content(sequence.tokens, index, sequence.images, sequence.generated_from)
+            local = local_pages[index] if local_pages else -1
+            node = self.cache.publish(nodes[-1] if nodes else None, held, pages[index], local)
+            nodes.append(node)
+            pages[index] = node.page
+            if local >= 0:
+                local_pages[index] = node.local
 
     def measured(self, tokens: int, seconds: float) -> None:
         """How long a step took: sets the pace at which prompts are computed beside sequences that decode.
@@ -143,7 +156,7 @@ class Scheduler:
         pace, latest = self._seconds_per_token, seconds / tokens
         self._seconds_per_token = latest if not pace else 0.75 * pace + 0.25 * latest
         fitting = int(self.policy.prefill_seconds / self._seconds_per_token)
-        self._share = min(self.policy.prefill_tokens, max(LEAST_SHARE, fitting))
+        self.share = min(self.policy.prefill_tokens, max(LEAST_SHARE, fitting))
 
     def plan(self) -> list[Item]:
         """The next step; empty only when there is nothing to do."""
@@ -169,7 +182,7 @@ class Scheduler:
         if prompts is None and not self.waiting and not self.policy.speculate:
             return items
         budget = self.limits.batch_tokens - len(items)
-        share = min(budget, self._share) if items else budget
+        share = min(budget, self.share) if items else budget
         left = share
         for sequence in prompts or ():
             if left and sequence.pages:  # without pages: it was displaced above
@@ -186,6 +199,8 @@ class Scheduler:
 
     def _prefill(self, items: list[Item], sequence: Sequence, budget: int) -> int:
         count = min(sequence.end - sequence.computed, budget)
+        if sequence.generated_from is not None and sequence.computed < sequence.generated_from:
+            count = min(count, sequence.generated_from - sequence.computed)
         if sequence.want == Want.LOGITS:
             count = min(count, max(sequence.reports_from - sequence.computed, 0) + self._logit_rows)
         if self._local is not None:
@@ -200,6 +215,8 @@ class Scheduler:
                 return
             if sequence.speculator is None or item.count != sequence.remaining:
                 continue
+            if sequence.generated_from is not None and sequence.computed < sequence.generated_from:
+                continue  # the chunk is prompt, and drafts are not
             # One of the results is a token of its own, so at most limit - now - 1 drafts can be of use; and a draft
             # is not worth anybody's pages.
             most = min(self.policy.speculate, budget, sequence.tokens_limit - len(sequence.tokens) - 1)
@@ -322,7 +339,7 @@ class Scheduler:
         available; else None."""
         cache = self.cache
         usable = sequence.reports_from // PAGE_TOKENS if self.policy.prefix_cache else 0
-        chain = cache.match(sequence.tokens, usable, sequence.images)
+        chain = cache.match(sequence.tokens, usable, sequence.images, sequence.generated_from)
         local_pages = cache.hold_local(chain)
         more = len(self.running)
         fits = pages_for(sequence.end) - len(chain) + more <= cache.available
@@ -339,6 +356,8 @@ class Scheduler:
         index = self._running_index(sequence)
         assert index is not None
         del self.running[index]
+        if sequence.generated_from is not None:
+            self._publish(sequence, sequence.computed)  # for itself, when its turn comes again
         self._release(sequence)
         sequence.computed = 0
         self.preemptions += 1

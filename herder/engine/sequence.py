@@ -40,6 +40,7 @@ class Sequence:
     local_stop - 1 are held, -1 stands for the others. What a node covers is the node's local page.
     end: positions the executor must compute, as far as is known now. reports_from: first position whose results are
     wanted; a prefix hit never reaches it, because a cached position has no results.
+    generated_from: where generated tokens begin, if they are computed otherwise than the prompt; else None.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class Sequence:
         "end",
         "finished",
         "first_token",
+        "generated_from",
         "grammar",
         "group",
         "images",
@@ -86,6 +88,7 @@ class Sequence:
         self.seed = seed
         self.tokens = array("i", prompt)
         self.prompt_tokens = len(prompt)
+        self.generated_from = len(prompt) if limits.prompts_apart else None
         self.computed = 0
         self.cached_tokens = -1  # not yet known
         self.images = request.images
@@ -169,8 +172,11 @@ class Sequence:
         if images and images[-1].positions[0] >= stop:
             images = tuple(image for image in images if image.positions[0] < stop)
         tokens = self.tokens[start:stop]
+        prompt = start < self.prompt_tokens
+        apart = self.generated_from
+        assert apart is None or not prompt or (stop <= apart and not drafts), "a chunk of prompt and generated tokens"
         if outputs <= 0:
-            return Chunk(self.arrival, tokens, start, self.pages, local_pages=local_pages, images=images)
+            return Chunk(self.arrival, tokens, start, self.pages, local_pages=local_pages, images=images, prompt=prompt)
         sampling = self.sampling
         if sampling is None:
             targets = self.tokens[stop - outputs + 1 : stop + 1] if self.want == Want.SCORE else ()
@@ -184,6 +190,7 @@ class Sequence:
                 targets=targets,
                 local_pages=local_pages,
                 images=images,
+                prompt=prompt,
             )
         if drafts:
             tokens += drafts
@@ -203,6 +210,7 @@ class Sequence:
             mask,
             local_pages=local_pages,
             images=images,
+            prompt=prompt,
         )
 
     def usage(self) -> Usage:

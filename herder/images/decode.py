@@ -20,6 +20,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from herder.core.errors import UnsupportedModel, UsageError
+from herder.core.sizes import bound_text
 from herder.images.header import FORMATS, read_header
 from herder.images.structure import check_structure
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-MAX_BYTES = 32 << 20
+MAX_BYTES = 32 << 20  # of one image file
 MAX_PIXELS = 1 << 26  # 8192 x 8192; three bytes each, so 192 MiB decoded
 MAX_SIDE = 1 << 16
 
@@ -58,7 +59,9 @@ def read_rgb(data: bytes, where: str = "image") -> NDArray[np.uint8]:
 
     library = pillow()
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{where} is a file of {len(data)} bytes: at most {MAX_BYTES} are read, so send a smaller one")
+        raise UsageError(
+            f"{where} is a file of {len(data)} bytes: at most {bound_text(MAX_BYTES)} are read, so send a smaller one"
+        )
     header = read_header(data, where)
     width, height = header.width, header.height
     if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:

@@ -5,6 +5,8 @@ entries before it, as read back through the block table, and its token; so is ev
 or shared page written by two sequences, a wrong start or a wrong length therefore shows up as wrong tokens, and a
 correct engine gives the tokens of reference(), which knows no pages.
 
+Where the limits say that prompts are computed apart, the entry of a token says whether it was generated.
+
 A model may also have layers of bounded reach: a second entry for each position, kept in the local pages where the
 limits have some and beside the first one where not, of which a position sees those that its reach allows. Images count
 from their first position on, like the entries before it.
@@ -29,25 +31,27 @@ _PAGE_BYTES = PAGE_TOKENS * _ENTRY.size
 
 
 class FakeModel:
-    """A model is a function from the entries up to a position to logits. local: the layers of bounded reach, if any."""
+    """A model is a function from the entries up to a position to logits. local: the layers of bounded reach, if any.
+    prompts_apart: as in Limits."""
 
-    def __init__(self, vocab: int, dim: int = 4, local: LayerPlan | None = None) -> None:
+    def __init__(
+        self, vocab: int, dim: int = 4, local: LayerPlan | None = None, *, prompts_apart: bool = False
+    ) -> None:
         self.vocab = vocab
         self.dim = dim
         self.local = local
+        self.prompts_apart = prompts_apart
 
-    @staticmethod
-    def entry(context: int, token: int) -> bytes:
+    def entry(self, context: int, token: int, generated: bool) -> bytes:
         """What the store keeps for a token, given the state before it.
 
         The product matters: a CRC followed by itself has a constant CRC, which would forget the context.
         """
-        return _ENTRY.pack(context * 0x9E3779B1 & 0xFFFFFFFF, token)
+        return _ENTRY.pack((context + (generated and self.prompts_apart)) * 0x9E3779B1 & 0xFFFFFFFF, token)
 
-    @staticmethod
-    def local_entry(context: int, token: int) -> bytes:
+    def local_entry(self, context: int, token: int, generated: bool) -> bytes:
         """The same for the layers of bounded reach."""
-        return _ENTRY.pack(context * 0x85EBCA77 & 0xFFFFFFFF, token)
+        return _ENTRY.pack((context + (generated and self.prompts_apart)) * 0x85EBCA77 & 0xFFFFFFFF, token)
 
     def first_visible(self, position: int) -> int:
         return position if self.local is None else self.local.first_visible(position)
@@ -106,15 +110,15 @@ class Text:
         self._checksum = 0
         self._local = b""
 
-    def append(self, token: int) -> int:
+    def append(self, token: int, generated: bool = False) -> int:
         """The state at the token's position."""
         model, position = self._model, self._length
         self._length += 1
         seen = model.first_visible(position) * _ENTRY.size
         before = model.shown(crc32(self._local[seen:], self._checksum), self._images, position)
-        self._checksum = crc32(model.entry(before, token), self._checksum)
+        self._checksum = crc32(model.entry(before, token, generated), self._checksum)
         if model.local is not None:
-            self._local += model.local_entry(before, token)
+            self._local += model.local_entry(before, token, generated)
         return model.shown(crc32(self._local[seen:], self._checksum), self._images, position)
 
 
@@ -139,7 +143,7 @@ def reference(
             break
         history.append(token)
         generated.append(token)
-        state = text.append(token)
+        state = text.append(token, generated=True)
     return generated
 
 
@@ -163,7 +167,7 @@ class FakeExecutor:
         fail: Callable[[int, Batch], Exception | None] | None = None,
     ) -> None:
         self._limits = limits
-        self.model = FakeModel(limits.vocab, dim, limits.local or local)
+        self.model = FakeModel(limits.vocab, dim, limits.local or local, prompts_apart=limits.prompts_apart)
         self.batches = 0
         self.closed = False
         self._fail = fail
@@ -236,18 +240,18 @@ class FakeExecutor:
 
     def _write(self, chunk: Chunk) -> None:
         """Stores the entries of the chunk's tokens."""
-        model, size = self.model, _ENTRY.size
+        model, size, generated = self.model, _ENTRY.size, not chunk.prompt
         checksum = self._checksum(chunk, chunk.start)
         for position, token in enumerate(chunk.tokens, chunk.start):
             before = model.shown(self._local_checksum(chunk, position, position, checksum), chunk.images, position)
             block, offset = position // PAGE_TOKENS, position % PAGE_TOKENS * size
-            entry = model.entry(before, token)
+            entry = model.entry(before, token, generated)
             at = chunk.pages[block] * _PAGE_BYTES + offset
             self._store[at : at + size] = entry
             checksum = crc32(entry, checksum)
             if model.local is not None:
                 at = (chunk.local_pages or chunk.pages)[block] * _PAGE_BYTES + offset
-                self._local_store[at : at + size] = model.local_entry(before, token)
+                self._local_store[at : at + size] = model.local_entry(before, token, generated)
 
     def _read(self, chunk: Chunk) -> list[int]:
         """The states of the output positions, from everything in the store that each of them sees."""

@@ -20,6 +20,7 @@ from herder.core.errors import UnsupportedModel, UsageError
 from herder.core.request import Sampling, TokenLogprob
 from herder.runtime import abi
 from herder.runtime.packing import Progress, core_shape, pack
+from herder.runtime.prompts import PromptDtype, choose
 from herder.weights.mapping import MappedFile
 from herder.weights.source import ModelFiles
 
@@ -59,10 +60,22 @@ class _Ticket:
 
 
 class NativeExecutor:
-    """Runs batches on one hd_model. One ticket at a time: result() runs what launch() has prepared."""
+    """Runs batches on one hd_model. One ticket at a time: result() runs what launch() has prepared.
 
-    def __init__(self, core: ctypes.CDLL, handle: int, limits: Limits, dim: int, files: list[MappedFile]) -> None:
+    prompt_dtype: what prompts are computed with, if that is a matter of choice (see prompts.choose).
+    """
+
+    def __init__(
+        self,
+        core: ctypes.CDLL,
+        handle: int,
+        limits: Limits,
+        dim: int,
+        files: list[MappedFile],
+        prompt_dtype: Literal["int8", "bfloat16"] | None,
+    ) -> None:
         """files: what the model still reads experts from; closed with it."""
+        self.prompt_dtype = prompt_dtype
         self._core = core
         self._forward = core.hd_forward
         self._handle: int | None = handle
@@ -169,11 +182,12 @@ class NativeExecutor:
             ticket.alive.append(local_pages)
             local_at = local_pages.buffer_info()[0]
             assert len(local_pages) == n_pages
+        bf16 = chunk.prompt and self._limits.prompts_apart
         want = chunk.want
         if not want:
             abi.PACK_CHUNK.pack_into(
                 self._chunks, index * abi.PACK_CHUNK.size,
-                tokens_at, count, chunk.start, pages_at, local_at, n_pages, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+                tokens_at, count, chunk.start, pages_at, local_at, n_pages, 0, 0, bf16, 0, 0, 0, 0, 0, 0, 0, 0, 0,
             )  # fmt: skip
             return
         sampling_at = targets_at = logprobs_at = top_ids_at = top_logprobs_at = logits_at = scores_at = hidden_at = 0
@@ -198,7 +212,7 @@ class NativeExecutor:
                 targets_at = targets.buffer_info()[0]
         abi.PACK_CHUNK.pack_into(
             self._chunks, index * abi.PACK_CHUNK.size,
-            tokens_at, count, chunk.start, pages_at, local_at, n_pages, outputs, want, 0, sampling_at,
+            tokens_at, count, chunk.start, pages_at, local_at, n_pages, outputs, want, bf16, sampling_at,
             targets_at, out, logprobs_at, top_ids_at, top_logprobs_at, logits_at, scores_at, hidden_at,
         )  # fmt: skip
 
@@ -267,6 +281,7 @@ def load_model(
     kv_pages: int,
     kv_local_pages: int = 0,
     compute: Compute = "auto",
+    prompt_dtype: PromptDtype = "auto",
     threads: int = 0,
     isa: str | None = None,
     expert_memory: int = 0,
@@ -277,8 +292,10 @@ def load_model(
 
     context: longest sequence, tokens. kv_pages: pages of the KV store, PAGE_TOKENS tokens each. kv_local_pages: of the
     store of the layers of bounded reach; 0: they share the other one. compute: "auto" keeps quantized weights
-    quantized, "float32" expands weights, activations and KV entries. threads: 0 = one per usable core. isa: one of
-    abi.cpu_info()["isas"]; None picks the best. progress is called on this thread.
+    quantized, "float32" expands weights, activations and KV entries. prompt_dtype: what products of prompt tokens with
+    quantized matrices are computed in; "auto" is bfloat16 where `isa` is "amx", else int8; only that with float32.
+    threads: 0 = one per usable core. isa: one of abi.cpu_info()["isas"]; None picks the best. progress is called on
+    this thread.
 
     Each tensor's pages of the mapped file are given back as soon as it is packed, so that the file and its packed copy
     are not in memory together. Experts that a mapped file holds are packed when a token is first routed to them, so the
@@ -291,6 +308,7 @@ def load_model(
     """
     config = files.config
     core = abi.library(library_path)
+    prompts = choose(files, prompt_dtype, float32=compute == "float32", isa=isa, library_path=library_path)
     shape = core_shape(
         config,
         context=context,
@@ -323,8 +341,9 @@ def load_model(
         vocab=config.vocab,
         local_pages=kv_local_pages,
         local=config.local if kv_local_pages else None,
+        prompts_apart=prompts == "bfloat16",
     )
-    return NativeExecutor(core, handle, limits, config.dim, kept)
+    return NativeExecutor(core, handle, limits, config.dim, kept, prompts)
 
 
 def batch_tokens(config: ModelConfig) -> int:

@@ -26,7 +26,7 @@ from herder.core.errors import HerderError, ModelFileError
 from herder.runtime import abi
 from herder.weights.mapping import MappedFile
 from herder.weights.source import ModelFiles, TensorSource
-from herder.weights.storage import require_space, storing, sync_directory
+from herder.weights.storage import require_space, storing, whole
 
 MAGIC = b"HERDERPK"
 SPARE = 2 << 30  # bytes that must stay free on the disk
@@ -142,26 +142,18 @@ def write(
     what, way_out = f"{files.name or files.path.name}, packed,", "free some space, or run the model as it is"
     path.parent.mkdir(parents=True, exist_ok=True)
     require_space(path.parent, total + SPARE, what, way_out)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with storing(path.parent, total, what, way_out), open(partial, "wb") as out:
-            out.write(_encode(files, float32, places, total))
-            for tensor, size in tensors:
-                offset = places[_key(tensor)][0]
-                out.seek(offset)
-                with _packed(tensor, size, float32, threads) as data:
-                    out.write(data)
-                tensor.release()
-                if progress is not None:
-                    progress(f"packing {path.stem}", offset + size, total)
-            out.truncate(total)
-            files.verify_unchanged()
-            out.flush()
-            os.fsync(out.fileno())
-            os.replace(partial, path)
-            sync_directory(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    with storing(path.parent, total, what, way_out), whole(path) as out:
+        out.write(_encode(files, float32, places, total))
+        for tensor, size in tensors:
+            offset = places[_key(tensor)][0]
+            out.seek(offset)
+            with _packed(tensor, size, float32, threads) as data:
+                out.write(data)
+            tensor.release()
+            if progress is not None:
+                progress(f"packing {path.stem}", offset + size, total)
+        out.truncate(total)
+        files.verify_unchanged()
     return path
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from herder.core.sizes import bound_text
 from herder.serve.config import Limits
 from herder.serve.dialect import Problem
 from herder.serve.problems import Refusal
@@ -74,4 +75,4 @@ def _bad(message: str) -> Refusal:
 
 
 def _too_large(limit: int) -> NoReturn:
-    raise Refusal(Problem("too_large", f"the body is larger than {limit} bytes, which is the most that is read"))
+    raise Refusal(Problem("too_large", f"the body is larger than {bound_text(limit)}, which is the most that is read"))

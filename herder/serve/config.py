@@ -33,6 +33,7 @@ class ModelSpec:
     runtime: Literal["native", "torch"] = "native"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    prompt_dtype: Literal["auto", "int8", "bfloat16"] = "auto"
     threads: int = 0
     speculate: int = 0
     template: str | None = None  # a file
@@ -170,7 +171,7 @@ def check_config(config: Config) -> None:
     check_images(config.images)
     names: dict[str, str] = {}
     for spec in config.models:
-        check_runtime(spec.runtime, spec.device, spec.dtype)
+        check_runtime(spec.runtime, spec.device, spec.dtype, spec.prompt_dtype)
         for name in (spec.name, *spec.aliases):
             if not name:
                 raise UsageError(f"models.{spec.name} has an empty name: give it a name")
@@ -222,7 +223,7 @@ def _table(kind: type[T], values: Any, path: str, leave: tuple[str, ...] = ()) -
 
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _LISTS = {int: "whole numbers", str: "texts"}
-_BYTES = ("memory", "kv_memory", "body")
+_BYTES = ("memory", "kv_memory", "body", "responses_bytes")
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GiB, "TiB": 2**40}
 
 

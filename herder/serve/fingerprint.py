@@ -10,14 +10,16 @@ from herder.core.errors import HerderError
 from herder.serve.config import ModelSpec
 
 
-def fingerprint(spec: ModelSpec) -> str:
+def fingerprint(spec: ModelSpec, prompts_apart: bool = False) -> str:
     """`fp_` and 12 hexadecimal digits, for clients that compare it before they rely on a seed. The files stand for
-    their contents by name, size and time of change. Blocks for a few system calls."""
+    their contents by name, size and time of change. prompts_apart: of the executor's limits: by default the CPU decides
+    the arithmetic of prompts. Blocks for a few system calls."""
     try:
         version = importlib.metadata.version("herder")
     except importlib.metadata.PackageNotFoundError:
         version = "source"
     parts = [version, spec.runtime, spec.device, spec.dtype, spec.template, spec.chat_format, spec.source]
+    parts += ["prompts apart"] if prompts_apart else []
     parts += _files(spec)
     return "fp_" + hashlib.sha256(repr(parts).encode()).hexdigest()[:12]
 

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from herder.core import machine
-from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel, UsageError
-from herder.core.sizes import bytes_text
+from herder.core.errors import HerderError, ModelNotFound, StorageError, UnsupportedModel
+from herder.core.sizes import bound_text, bytes_text
 from herder.serve.config import Config
 from herder.serve.health import probe
 from herder.serve.image_urls import described as images_described
 from herder.serve.log import Log
 from herder.serve.models import Models, Served, load, measure
+from herder.serve.sockets import BACKLOG, Sockets, listen
 from herder.serve.tls import check_tls
 from herder.weights import store
 
@@ -53,6 +54,8 @@ def make_server(config: Config, *, gate: Gate | None = None, log: Log | None = N
         if what == "loaded":
             values |= {"seconds": round(served.load_seconds, 3), "bytes": served.bytes}
         elif what == "failed":
+            if served.spec.preload and not served.loads:
+                return  # the start fails with it, and whoever started the server is told
             values["error"] = why
         log.event(what, **values)
 
@@ -90,8 +93,7 @@ def described(config: Config) -> list[str]:
     missing, a model that does not fit."""
     check_installed()
     check_tls(config)
-    from herder.serve.dialects.openai_responses import store_path
-    from herder.serve.store import check_store
+    from herder.serve.store import check_store, store_path
 
     lines = [f"listen on {config.url}" + ("" if config.keys is not None else ", without keys: this machine only")]
     for path in filter(None, (config.tls_certificate, config.tls_key, config.keys)):
@@ -119,12 +121,12 @@ def described(config: Config) -> list[str]:
         here = [spec.name for spec in pulled.specs() if store.find(spec.source) is not None]
         lines.append(f"clients may pull models; of those they have: {', '.join(here) or 'none'}")
     lines.append("responses are not stored" if responses is None else f"responses are stored in {responses}")
-    memory = "what is free" if config.memory is None else bytes_text(config.memory)
+    memory = "what is free" if config.memory is None else f"{bound_text(config.memory)} ({bytes_text(config.memory)})"
     idle = f"after {config.idle:g} s without a request" if config.idle else "only for another one"
     lines.append(f"memory for models: {memory}; a model is unloaded {idle}")
     limits = config.limits
     lines.append(
-        f"at most {limits.queue} requests wait for a model; bodies up to {bytes_text(limits.body)}, with up to "
+        f"at most {limits.queue} requests wait for a model; bodies up to {bound_text(limits.body)}, with up to "
         f"{limits.images} images of {limits.image_pixels} pixels together"
     )
     lines.append(images_described(config.images, offline=config.offline, most=limits.image_urls))
@@ -149,6 +151,16 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None) -> int:
     check_tls(config)
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(one) for one in listen(config)]
+        return await _serve_on(sockets, config, ready, gate)
+
+
+async def _serve_on(sockets: Sockets, config: Config, ready: Callable[[str], None], gate: Gate | None) -> int:
+    from herder.serve.store import check_store, store_path
+
+    if (responses := store_path(config)) is not None:
+        check_store(responses)
     server = make_server(config, gate=gate)
     # The models load on a thread while the rest of the web stack is imported here.
     names = [spec.name for spec in config.models if spec.preload]
@@ -156,9 +168,9 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
     await asyncio.sleep(0)
     try:
         from herder.serve.app import build_app
-        from herder.serve.dialects.openai_responses import store_of, store_path
+        from herder.serve.dialects.openai_responses import store_of
 
-        if store_path(config) is not None:
+        if responses is not None:
             await store_of(server).open()
         web = web_server(config, build_app(server))
     except BaseException:
@@ -177,7 +189,7 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
 
     for number in SIGNALS:
         loop.add_signal_handler(number, stop)
-    running = asyncio.create_task(web.serve())
+    running = asyncio.create_task(web.serve(sockets))
     try:
         await asyncio.wait({preloading, running}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
@@ -186,7 +198,7 @@ async def _serve(config: Config, ready: Callable[[str], None], gate: Gate | None
                 while not web.started and not running.done():
                     await asyncio.sleep(0.005)
                 if web.started and not web.should_exit:
-                    ready(_ready_line(config, web, server, names))
+                    ready(_ready_line(config, sockets[0].getsockname()[1], server, names))
             except HerderError:
                 web.should_exit = True
                 await running
@@ -210,8 +222,7 @@ async def _preload(server: Server, names: list[str]) -> None:
         server.metrics.last_token[name] = monotonic()
 
 
-def _ready_line(config: Config, web: uvicorn.Server, server: Server, names: list[str]) -> str:
-    port = web.servers[0].sockets[0].getsockname()[1] if web.servers else config.port
+def _ready_line(config: Config, port: int, server: Server, names: list[str]) -> str:
     url = config.url.rsplit(":", 1)[0] + f":{port}"
     served = ", ".join(names or [one.name for one in server.models][:4]) or "no model"
     more = len(config.models) - len(names)
@@ -221,7 +232,8 @@ def _ready_line(config: Config, web: uvicorn.Server, server: Server, names: list
 
 
 def web_server(config: Config, app: Any) -> uvicorn.Server:
-    """uvicorn, with nothing of its own: signals, log and headers are ours. Ends streams that outlive the drain."""
+    """uvicorn, with nothing of its own: sockets (serve() takes those of listen()), signals, log and headers are ours.
+    Ends streams that outlive the drain."""
     import uvicorn
 
     from herder.serve.connection import Bounded
@@ -231,21 +243,13 @@ def web_server(config: Config, app: Any) -> uvicorn.Server:
         def capture_signals(self) -> Iterator[None]:
             yield
 
-        async def startup(self, sockets: Any = None) -> None:
-            try:
-                await super().startup(sockets)
-            except SystemExit:  # uvicorn's way to say that it could not listen
-                message = f"{config.url} cannot be listened on: is another server there? choose another --port"
-                raise UsageError(message) from None
-
     return Quiet(
         uvicorn.Config(
             app,
-            host=config.host,
-            port=config.port,
             log_config=None,
             log_level="critical",
             access_log=False,
+            backlog=BACKLOG,
             server_header=False,
             proxy_headers=False,
             lifespan="on",

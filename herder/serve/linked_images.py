@@ -7,9 +7,9 @@ from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, TypeVar
 
-from herder.chat.images import MAX_BYTES
 from herder.chat.message import ImageLink, ImagePart
-from herder.core.sizes import bytes_text
+from herder.core.sizes import bound_text
+from herder.images.decode import MAX_BYTES
 from herder.serve.config import Config
 from herder.serve.fields import FieldError
 from herder.serve.image_urls import NotAllowed, Target, read_target
@@ -136,7 +136,7 @@ def _why(error: Unfetched, host: str) -> str:
         case "type" | "encoding":
             why = f"cannot be fetched: what {host} answers is no image"
         case "size":
-            return f"is too large: an image may have {bytes_text(MAX_BYTES)}, and all of them what a request may have"
+            return f"is too large: an image may have {bound_text(MAX_BYTES)}, and all of them what a request may have"
         case _:
             why = f"cannot be fetched from {host}"
     return f"{why}: send the image itself, as base64"

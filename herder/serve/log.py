@@ -19,7 +19,7 @@ class Log:
         self._requests, self._out = requests, out
 
     def event(self, event: str, **values: Any) -> None:
-        """Something worth a line: started, loaded, unloaded, draining, stopped."""
+        """Something worth a line: loaded, unloaded, failed, draining, stopped."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event, **values}, ensure_ascii=False, default=str)
         out = self._out or sys.stderr

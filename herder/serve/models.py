@@ -180,7 +180,7 @@ class Models:
                 started = monotonic()
                 need = await self._room(served)
                 llm = await asyncio.to_thread(self._load, served.spec, need)
-                served.fingerprint = await asyncio.to_thread(fingerprint, served.spec)
+                served.fingerprint = await asyncio.to_thread(fingerprint, served.spec, llm.engine.limits.prompts_apart)
                 served.llm = llm
                 served.bytes = need.bytes
                 served.loads += 1
@@ -307,6 +307,7 @@ def load(spec: ModelSpec, need: Need, *, offline: bool) -> LLM:
         runtime=spec.runtime,
         device=spec.device,
         dtype=spec.dtype,
+        prompt_dtype=spec.prompt_dtype,
         context=need.context,
         kv_memory=need.kv_memory,
         threads=spec.threads,

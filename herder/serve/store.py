@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from herder.core import machine
 from herder.core.errors import StorageError, UsageError
+from herder.serve.config import OFF, Config
 from herder.serve.database import Kind, connect, shrink, transaction
 
 MAX_CHAIN = 4096  # responses of one conversation that are read back
@@ -92,6 +94,13 @@ class Stored:
     input: Sequence[Item]
     output: Sequence[Item]
     previous: str | None = None
+
+
+def store_path(config: Config) -> Path | None:
+    """`responses` of the configuration, else a file in Herder's state folder; None where nothing is stored."""
+    if config.responses == OFF:
+        return None
+    return Path(config.responses or machine.state_home() / "responses.sqlite3")
 
 
 def check_store(path: str | Path) -> None:

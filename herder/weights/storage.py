@@ -49,6 +49,22 @@ def _two(needed: int, free: int) -> str:
     return f"{bytes_text(needed)} and has {bytes_text(free)}"
 
 
+@contextlib.contextmanager
+def whole(target: Path) -> Iterator[BinaryIO]:
+    """A file to write, which becomes target when the block ends, its bytes and its name on the disk by then. Where the
+    block raises, target is left as it was and nothing else is left."""
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, target)
+        sync_directory(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def copy_verified(
     source: BinaryIO, target: Path, size: int, sha256: str, what: str, advance: Callable[[int], None]
 ) -> None:
@@ -59,34 +75,24 @@ def copy_verified(
     """
     import hashlib
 
-    partial = target.with_name(target.name + ".partial")
     digest = hashlib.sha256()
     written = 0
-    try:
-        with open(partial, "wb") as out:
-            while chunk := source.read(min(CHUNK, size - written + 1)):
-                written += len(chunk)
-                if written > size:
-                    raise StorageError(
-                        f"{what} is longer than the {size} bytes it should have: it is not the published file"
-                    )
-                digest.update(chunk)
-                out.write(chunk)
-                advance(written)
-            if written != size:
+    with whole(target) as out:
+        while chunk := source.read(min(CHUNK, size - written + 1)):
+            written += len(chunk)
+            if written > size:
                 raise StorageError(
-                    f"{what} ends after {written} of {size} bytes: the download is incomplete, try again"
+                    f"{what} is longer than the {size} bytes it should have: it is not the published file"
                 )
-            if digest.hexdigest() != sha256:
-                raise StorageError(
-                    f"{what} has sha256 {digest.hexdigest()} and not {sha256}: not the published file; it was deleted"
-                )
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(partial, target)
-        sync_directory(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+            digest.update(chunk)
+            out.write(chunk)
+            advance(written)
+        if written != size:
+            raise StorageError(f"{what} ends after {written} of {size} bytes: the download is incomplete, try again")
+        if digest.hexdigest() != sha256:
+            raise StorageError(
+                f"{what} has sha256 {digest.hexdigest()} and not {sha256}: not the published file; it was deleted"
+            )
 
 
 def sync_directory(directory: Path) -> None:

@@ -104,16 +104,18 @@ def test_every_option_reaches_the_model(run: Run, llm: FakeLLM) -> None:
         "2",
         "--speculate=4",
     ]
-    result = run("run", "fake", *words, "--dtype=float32", "--offline", *more, "hi")
+    result = run("run", "fake", *words, "--dtype=float32", "--prompt-dtype=int8", "--offline", *more, "hi")
     assert result.code == 0
     assert seen == {**options, "max_tokens": 2, "stop": ["a", "b"]}
     assert llm.asked[0][0][0] == {"role": "system", "content": "Be brief."}
     name, loading = llm.loads[0]  # type: ignore[attr-defined]
     assert name == "fake"
-    assert {key: loading[key] for key in ("context", "threads", "dtype", "offline", "template", "speculate")} == {
+    given = ("context", "threads", "dtype", "prompt_dtype", "offline", "template", "speculate")
+    assert {key: loading[key] for key in given} == {
         "context": 100,
         "threads": 2,
         "dtype": "float32",
+        "prompt_dtype": "int8",
         "offline": True,
         "template": None,
         "speculate": 4,

@@ -19,7 +19,7 @@ from rich.markdown import Markdown
 from herder.cli import terminal
 from herder.cli.markdown import MarkdownView, finished
 from herder.cli.progress import Transfer
-from herder.core.sizes import bytes_text, count_text, seconds_text
+from herder.core.sizes import bound_text, bytes_text, count_text, seconds_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -132,6 +132,12 @@ def test_progress_without_a_terminal_says_little(
 def test_bytes() -> None:
     counts = (0, 999, 1000, 98_362_432, 4.92e9, 999.6e6, 8e14)
     assert [bytes_text(n) for n in counts] == ["0 B", "999 B", "1.00 kB", "98.4 MB", "4.92 GB", "1.00 GB", "800 TB"]
+
+
+def test_bounds_are_exact() -> None:
+    counts = (0, 1, 1000, 1024, 1536, 32 << 20, 3 << 29, 48 << 30, 2 << 50, 10**8)
+    texts = ["0 B", "1 B", "1000 B", "1 KiB", "1536 B", "32 MiB", "1536 MiB", "48 GiB", "2048 TiB", "100000000 B"]
+    assert [bound_text(count) for count in counts] == texts
 
 
 def test_counts_and_durations() -> None:

@@ -1,12 +1,14 @@
 """The guarantees, by property tests on the fake executor: random arrivals, priorities, aborts, page pools, budgets and
 executor failures. Nothing leaks, everything finishes in a bounded number of steps, and every request gets exactly the
-tokens it would have got alone."""
+tokens it would have got alone; the same where prompts are computed apart from what is generated, with pieces of
+finished answers read again in between."""
 
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +21,7 @@ from herder.engine.scheduler import Policy
 from herder.engine.sequence import Sequence, capacity
 from herder.runtime.fake import FakeExecutor, FakeModel, Text, reference
 
+both_arithmetics = pytest.mark.parametrize("apart", [False, True], ids=["alike", "prompts apart"])
 VOCAB = 5  # few tokens, so that prompts share prefixes, n-grams repeat and stop tokens are met
 
 policies = st.builds(
@@ -39,7 +42,7 @@ KEYS = [bytes([number]) * 32 for number in range(2)]
 
 
 @st.composite
-def all_limits(draw: st.DrawFn) -> Limits:
+def all_limits(draw: st.DrawFn, apart: bool) -> Limits:
     pages = draw(st.integers(1, 12))
     local = draw(reaches)
     return Limits(
@@ -51,6 +54,7 @@ def all_limits(draw: st.DrawFn) -> Limits:
         batch_tokens=draw(st.integers(1, 70)),
         batch_chunks=draw(st.integers(1, 6)),
         vocab=VOCAB,
+        prompts_apart=apart,
     )
 
 
@@ -94,6 +98,22 @@ def requests(draw: st.DrawFn, limits: Limits) -> Request:
     )
 
 
+@st.composite
+def conversations(draw: st.DrawFn, limits: Limits) -> list[Request]:
+    """Requests, some of which repeat the prompt and the answer of an earlier one."""
+    coming: list[Request] = []
+    for request in draw(st.lists(requests(limits), min_size=1, max_size=8)):
+        if coming and draw(st.booleans()):
+            before = draw(st.sampled_from(coming))
+            prompt = before.prompt + tuple(expected(before, limits)) + request.prompt[:2]
+            room = capacity(limits) - len(prompt)
+            if room > 0:
+                most = None if request.max_tokens is None else min(request.max_tokens, room)
+                request = replace(request, prompt=prompt, images=before.images, max_tokens=most)
+        coming.append(request)
+    return coming
+
+
 @dataclass
 class Reader:
     """Collects the events of one request."""
@@ -114,7 +134,7 @@ def expected(request: Request, limits: Limits) -> list[int]:
     room = capacity(limits) - len(request.prompt)
     tokens = room if request.max_tokens is None else request.max_tokens
     return reference(
-        FakeModel(limits.vocab, local=limits.local),
+        FakeModel(limits.vocab, local=limits.local, prompts_apart=limits.prompts_apart),
         request.prompt,
         tokens,
         request.sampling,
@@ -186,12 +206,13 @@ def work(loop: Loop, everything: list[Request]) -> int:
     return steps * (growth + 1)
 
 
+@both_arithmetics
 @settings(max_examples=300)
-@given(st.data())
-def test_everyone_gets_the_tokens_they_would_get_alone(data: st.DataObject) -> None:
-    limits = data.draw(all_limits(), label="limits")
+@given(data=st.data())
+def test_everyone_gets_the_tokens_they_would_get_alone(apart: bool, data: st.DataObject) -> None:
+    limits = data.draw(all_limits(apart), label="limits")
     policy = data.draw(policies, label="policy")
-    coming = data.draw(st.lists(requests(limits), min_size=1, max_size=8), label="requests")
+    coming = data.draw(conversations(limits), label="requests")
     failing = data.draw(st.sets(st.integers(0, 60), max_size=2), label="failing batches")
     failed: set[int] = set()
 
@@ -209,7 +230,7 @@ def test_everyone_gets_the_tokens_they_would_get_alone(data: st.DataObject) -> N
     for request in coming:
         started.append((request, *add(loop, request)))
         for _ in range(data.draw(st.integers(0, 20), label="steps before the next arrival")):
-            steps += loop.step()
+            steps += loop.step() or loop.reread()
             check_pages(loop)
         if data.draw(st.integers(0, 5), label="abort") == 0:
             _, sequence, reader = data.draw(st.sampled_from(started), label="whom")
@@ -221,6 +242,8 @@ def test_everyone_gets_the_tokens_they_would_get_alone(data: st.DataObject) -> N
         check_pages(loop)
         steps += 1
         assert steps <= bound, "somebody starves"
+    while loop.reread():
+        check_pages(loop)
     check_empty(loop)
     for request, sequence, reader in started:
         finished = reader.finished
@@ -242,9 +265,10 @@ def test_everyone_gets_the_tokens_they_would_get_alone(data: st.DataObject) -> N
     assert counters.accepted_tokens <= counters.drafted_tokens
 
 
-@given(st.data())
-def test_evaluations_share_the_loop_and_are_never_served_from_the_cache(data: st.DataObject) -> None:
-    limits = data.draw(all_limits(), label="limits")
+@both_arithmetics
+@given(data=st.data())
+def test_evaluations_share_the_loop_and_are_never_served_from_the_cache(apart: bool, data: st.DataObject) -> None:
+    limits = data.draw(all_limits(apart), label="limits")
     loop = Loop(FakeExecutor(limits), data.draw(policies, label="policy"))
     model = FakeModel(VOCAB)
     room = capacity(limits)
@@ -262,7 +286,7 @@ def test_evaluations_share_the_loop_and_are_never_served_from_the_cache(data: st
         for _ in range(data.draw(st.integers(0, 6))):
             loop.step()
             check_pages(loop)
-    while loop.step():
+    while loop.step() or loop.reread():
         check_pages(loop)
     check_empty(loop)
     for request, reader in readers:

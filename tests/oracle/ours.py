@@ -56,7 +56,7 @@ def logits(model: NativeExecutor | TorchExecutor, ids: Sequence[int], chunk: int
     for start in range(0, len(ids), step):
         tokens = array("i", ids[start : start + step])
         held = pages[: -(-(start + len(tokens)) // PAGE_TOKENS)]
-        batch = Batch((Chunk(0, tokens, start, held, outputs=len(tokens), want=Want.LOGITS),))
+        batch = Batch((Chunk(0, tokens, start, held, outputs=len(tokens), want=Want.LOGITS, prompt=True),))
         [output] = model.result(model.launch(batch))
         rows.append(np.frombuffer(output.logits, np.float32).reshape(len(tokens), -1))
     return np.concatenate(rows)

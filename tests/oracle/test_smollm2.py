@@ -70,7 +70,7 @@ def test_float32_gives_the_likelihood_of_the_reference(float32: NativeExecutor, 
     context = GOLDEN["context"]
     tokens = array("i", ids[window * context : (window + 1) * context])
     pages = array("i", range(context // PAGE_TOKENS))
-    chunk = Chunk(0, tokens[:-1], 0, pages, outputs=context - 1, want=Want.SCORE, targets=tokens[1:])
+    chunk = Chunk(0, tokens[:-1], 0, pages, outputs=context - 1, want=Want.SCORE, targets=tokens[1:], prompt=True)
     [output] = float32.result(float32.launch(Batch((chunk,))))
     assert -sum(output.scores) == pytest.approx(GOLDEN["window_nll"][window], rel=1e-5)
 

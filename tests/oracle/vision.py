@@ -37,7 +37,7 @@ def chunk(ids: Sequence[int], start: int, end: int, images: Sequence[Image], seq
     pages = array("i", range(first, first + -(-end // PAGE_TOKENS)))
     begun = tuple(image for image in images if image.positions[0] < end)
     tokens = array("i", ids[start:end])
-    return Chunk(seq, tokens, start, pages, outputs=end - start, want=Want.LOGITS, images=begun)
+    return Chunk(seq, tokens, start, pages, outputs=end - start, want=Want.LOGITS, images=begun, prompt=True)
 
 
 def run(model: Any, *chunks: Chunk) -> list[Floats]:

@@ -8,7 +8,9 @@ import math
 import struct
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +22,9 @@ from herder.core.request import Evaluated, Evaluation, Finished, FinishReason, N
 from herder.engine.engine import Engine
 from herder.engine.loop import Loop
 from herder.engine.scheduler import Policy
+from herder.runtime import abi
 from herder.runtime.native import NativeExecutor, batch_tokens, load_model
+from herder.runtime.prompts import choose
 from herder.weights.source import open_model
 from tests.tiny import tiny_config, write_tiny_gguf
 
@@ -40,6 +44,14 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def executor(path: Path) -> Iterator[NativeExecutor]:
     executor = load(path)
+    yield executor
+    executor.close()
+
+
+@pytest.fixture(scope="module", params=["int8", "bfloat16"])
+def either(path: Path, request: pytest.FixtureRequest) -> Iterator[NativeExecutor]:
+    """With each arithmetic of prompts."""
+    executor = load(path, prompt_dtype=request.param)
     yield executor
     executor.close()
 
@@ -84,7 +96,10 @@ def log_softmax(logits: array[float]) -> list[float]:
 
 
 def test_the_limits_are_what_was_asked_for(executor: NativeExecutor) -> None:
-    assert executor.limits == Limits(pages=32, context=256, batch_tokens=512, batch_chunks=64, vocab=288)
+    apart = executor.prompt_dtype == "bfloat16"
+    assert executor.limits == Limits(
+        pages=32, context=256, batch_tokens=512, batch_chunks=64, vocab=288, prompts_apart=apart
+    )
     memory = executor.memory()
     assert memory.weights > 0 and memory.kv >= tiny_config(ffn_dim=128).kv_bytes(32 * PAGE_TOKENS)
 
@@ -123,7 +138,8 @@ def test_hidden_states_have_the_models_width(executor: NativeExecutor) -> None:
 def test_mixed_wants_in_one_batch_keep_their_places(executor: NativeExecutor) -> None:
     def chunk(seq: int, page: int, want: Want, outputs: int, sampling: Sampling | None = None) -> Chunk:
         targets = array("i", [5] * outputs) if want & Want.SCORE else ()
-        return Chunk(seq, array("i", PROMPT[:20]), 0, array("i", [page]), outputs, want, sampling, targets=targets)
+        tokens, pages = array("i", PROMPT[:20]), array("i", [page])
+        return Chunk(seq, tokens, 0, pages, outputs, want, sampling, targets=targets, prompt=True)
 
     plain, bare = Sampling(), Sampling(logprobs=2)
     chunks = (
@@ -174,18 +190,17 @@ def crowds(draw: st.DrawFn) -> list[Request]:
 
 @settings(max_examples=15)
 @given(data=st.data())
-def test_the_same_request_gives_the_same_tokens_in_any_company(executor: NativeExecutor, data: st.DataObject) -> None:
+def test_the_same_request_gives_the_same_tokens_in_any_company(either: NativeExecutor, data: st.DataObject) -> None:
     """Batching, chunked prefill, prefix hits, preemption and speculation change no bit, on the real core."""
     requests = data.draw(crowds())
-    limits = Limits(
+    limits = replace(
+        either.limits,
         pages=data.draw(st.integers(5, 12)),
-        context=256,
         batch_tokens=data.draw(st.integers(3, 80)),
         batch_chunks=data.draw(st.integers(1, 6)),
-        vocab=288,
     )
     policy = Policy(prefill_tokens=data.draw(st.integers(1, 50)), speculate=data.draw(st.sampled_from([0, 3])))
-    loop = Loop(Within(executor, limits), policy)
+    loop = Loop(Within(either, limits), policy)
     crowd: list[list[int]] = []
     for request in requests:
         tokens: list[int] = []
@@ -197,10 +212,10 @@ def test_the_same_request_gives_the_same_tokens_in_any_company(executor: NativeE
 
         loop.add(request, sink, request.sampling.seed or 0)
         for _ in range(data.draw(st.integers(0, 10))):
-            loop.step()
+            loop.step() or loop.reread()
     while loop.step():
         pass
-    assert crowd == [generate(executor, request, request.sampling.seed or 0) for request in requests]
+    assert crowd == [generate(either, request, request.sampling.seed or 0) for request in requests]
 
 
 def test_the_same_request_gives_the_same_tokens_after_a_restart(executor: NativeExecutor, path: Path) -> None:
@@ -233,6 +248,33 @@ def test_activations_are_reported_by_name(executor: NativeExecutor) -> None:
     assert count and not seen
 
 
+def test_prompts_in_bfloat16_where_the_cpu_has_tiles_for_it(path: Path, tmp_path: Path) -> None:
+    def chosen(path: Path, *given: Any, **more: Any) -> str | None:
+        with open_model(path) as files:
+            return choose(files, *given, **more)
+
+    assert chosen(path, "auto", isa="amx") == "bfloat16"
+    assert chosen(path, "auto", isa="avx2") == "int8"
+    assert chosen(path, "auto") == ("bfloat16" if abi.cpu_info()["isa"] == "amx" else "int8")
+    assert chosen(path, "bfloat16", isa="avx2") == "bfloat16"
+    assert chosen(path, "int8", isa="amx") == "int8"
+    assert chosen(path, "auto", isa="amx", float32=True) is None
+    floats = write_tiny_gguf(tmp_path / "floats.gguf", formats={"": "BF16", "token_embd": "Q8_0"}, tied=True).path
+    assert chosen(floats, "bfloat16", isa="amx") is None  # the head alone is quantized
+
+
+def test_chunks_of_prompt_say_that_they_take_bfloat16(either: NativeExecutor) -> None:
+    def bf16(**more: Any) -> int:
+        either.launch(Batch((Chunk(0, array("i", PROMPT[:5]), 0, array("i", [0]), **more),)))
+        return int(either._chunks[0].bf16)
+
+    apart = either.prompt_dtype == "bfloat16"
+    assert either.limits.prompts_apart == apart
+    for more in ({}, {"outputs": 1, "want": Want.TOKEN, "sampling": Sampling()}):
+        assert bf16(prompt=True, **more) == apart
+        assert bf16(prompt=False, **more) == 0
+
+
 def test_progress_ends_at_the_total(path: Path) -> None:
     calls: list[tuple[int, int]] = []
     load(path, progress=lambda done, total: calls.append((done, total))).close()
@@ -246,6 +288,10 @@ def test_what_is_refused_at_loading(path: Path) -> None:
         load(path, isa="mmx")
     with pytest.raises(UsageError, match="threads"):
         load(path, threads=-3)
+    with pytest.raises(UsageError, match="prompt_dtype is 'int4': must be 'auto', 'int8' or 'bfloat16'"):
+        load(path, prompt_dtype="int4")
+    with pytest.raises(UsageError, match="prompt_dtype is 'int8': float32 computes prompts in float32"):
+        load(path, compute="float32", prompt_dtype="int8")
 
 
 def test_a_damaged_weight_ends_only_the_requests_that_meet_it(tmp_path: Path) -> None:

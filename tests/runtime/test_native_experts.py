@@ -37,7 +37,9 @@ def logits(executor: NativeExecutor, step: int = 60) -> np.ndarray[Any, np.dtype
         tokens = IDS[start : start + step]
         pages = array("i", range(-(-(start + len(tokens)) // PAGE_TOKENS)))
         [output] = executor.result(
-            executor.launch(Batch((Chunk(0, tokens, start, pages, outputs=len(tokens), want=Want.LOGITS),)))
+            executor.launch(
+                Batch((Chunk(0, tokens, start, pages, outputs=len(tokens), want=Want.LOGITS, prompt=True),))
+            )
         )
         rows.append(np.frombuffer(output.logits, np.float32).reshape(len(tokens), -1))
     return np.concatenate(rows)

@@ -29,7 +29,7 @@ def logits(path: Path) -> tuple[bytes, int]:
     """(logits of a few tokens, bytes of weights that the core holds itself)."""
     with open_model(path) as files:
         executor = load_model(files, context=64, kv_pages=4, threads=2)
-    batch = Batch((Chunk(seq=0, tokens=[1, 2, 3], start=0, pages=[0], outputs=3, want=Want.LOGITS),))
+    batch = Batch((Chunk(seq=0, tokens=[1, 2, 3], start=0, pages=[0], outputs=3, want=Want.LOGITS, prompt=True),))
     (output,) = executor.result(executor.launch(batch))
     held = executor.memory().weights
     executor.close()

@@ -13,6 +13,7 @@ from herder.serve.app import build_app
 from herder.serve.config import Config
 from herder.serve.lifecycle import web_server
 from herder.serve.server import Server
+from herder.serve.sockets import listen
 from tests.serve.models import server_of
 
 
@@ -50,10 +51,11 @@ def live(
     async def main() -> None:
         server = make(config) if make is not None else server_of(*llms, config=config, names=names)
         web = web_server(config, build_app(server))
-        running = asyncio.create_task(web.serve())
+        sockets = listen(config)
+        port = sockets[0].getsockname()[1]
+        running = asyncio.create_task(web.serve(sockets))
         while not web.started and not running.done():
             await asyncio.sleep(0.001)
-        port = web.servers[0].sockets[0].getsockname()[1]
         started.append(Live(f"http://{config.host}:{port}", server, loop))
         event.set()
         stop.append(lambda: setattr(web, "should_exit", True))

@@ -14,6 +14,7 @@ from herder.engine.engine import Engine
 from herder.llm import LLM
 from herder.runtime.fake import FakeExecutor
 from herder.serve.config import Config, ModelSpec
+from herder.serve.key_gate import open_gate
 from herder.serve.log import Log
 from herder.serve.models import Models, Need
 from herder.serve.server import Server
@@ -67,3 +68,10 @@ def server_of(*llms: LLM, config: Config | None = None, names: tuple[str, ...] =
     specs = [ModelSpec(name, source="/nonexistent", aliases=(f"{name}-alias",)) for name in by_name]
     models = Models(specs, lambda spec, need: by_name[spec.name], lambda spec, room: Need(1))
     return Server(config or Config(), models, log=Log(requests=False))
+
+
+def keyed_server(config: Config) -> Server:
+    """A server of one model for those who have keys: of config.keys."""
+    server = server_of(fake_llm(), config=config)
+    server.gate = open_gate(config)
+    return server

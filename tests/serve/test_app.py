@@ -90,7 +90,7 @@ def test_an_alias_is_the_model_and_another_name_is_none() -> None:
         (b'{"a":' * 100 + b"1" + b"}" * 100, "nested more than 64"),
         (b"[" * 200_000, "nested more than|not JSON"),
         (b'{"model": 1' + b"0" * 10_000 + b"}", "not JSON"),
-        (b'{"model": "' + b"x" * 20_000 + b'"}', "larger than 16384"),
+        (b'{"model": "' + b"x" * 20_000 + b'"}', "larger than 16 KiB"),
     ],
 )
 def test_bodies_within_bounds_only(body: bytes, words: str) -> None:

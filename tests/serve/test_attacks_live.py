@@ -14,13 +14,11 @@ import pytest
 
 from herder.serve import keys_store
 from herder.serve.config import Config, Limits
-from herder.serve.key_gate import open_gate
 from herder.serve.keys import make as make_key
-from herder.serve.server import Server
 from tests.images.pictures import file_of, picture
 from tests.images.test_decode import png_header
 from tests.serve.live import Live, live
-from tests.serve.models import fake_llm, server_of
+from tests.serve.models import fake_llm, keyed_server
 from tests.serve.seeing import seeing_llm
 
 CHAT = "/v1/chat/completions"
@@ -80,12 +78,7 @@ def test_keys(tmp_path: Path) -> None:
     keys_store.revoke(database, "bob")
     database.close()
 
-    def make(config: Config) -> Server:
-        server = server_of(fake_llm(), config=config)
-        server.gate = open_gate(config)
-        return server
-
-    with live(config=Config(keys=str(path)), make=make) as served:
+    with live(config=Config(keys=str(path)), make=keyed_server) as served:
 
         def status(key: str, route: str = "/v1/models", **headers: str) -> int:
             sent = {"authorization": f"Bearer {key}", **headers}

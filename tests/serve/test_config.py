@@ -38,6 +38,7 @@ tls_key = "key.pem"
 
 [limits]
 body = "8 MiB"
+responses_bytes = "1 GiB"
 queue = 3
 drain = 5
 
@@ -50,7 +51,7 @@ source = "llama3.2:1b"
 aliases = ["gpt-4o-mini", "claude-haiku"]
 preload = true
 context = 4096
-dtype = "float32"
+prompt_dtype = "int8"
 kv_memory = "1GiB"
 idle = 60
 template = "chat.jinja"
@@ -67,10 +68,10 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
     assert config.memory == 24 * 2**30 and config.idle == 600.0 and config.limits.body == 8 * 2**20
     assert config.keys == str(tmp_path / "keys.db") and config.tls_certificate == "/etc/cert.pem"
     assert config.logging == Logging(prompts=True, audit=str(tmp_path / "audit.jsonl"))
-    assert config.limits.depth == Limits().depth
+    assert config.limits.depth == Limits().depth and config.limits.responses_bytes == 2**30
     llama, small = config.models
     assert llama == ModelSpec(
-        "llama", "llama3.2:1b", ("gpt-4o-mini", "claude-haiku"), preload=True, context=4096, dtype="float32",
+        "llama", "llama3.2:1b", ("gpt-4o-mini", "claude-haiku"), preload=True, context=4096, prompt_dtype="int8",
         kv_memory=2**30, idle=60.0, template=str(tmp_path / "chat.jinja"),
     )  # fmt: skip
     assert small == ModelSpec("smollm2", "smollm2")
@@ -99,6 +100,11 @@ def test_a_whole_configuration(tmp_path: Path) -> None:
         ("[limits]\nbody = 3", r"limits\.body is 3"),
         ("[models.a]\nruntime = 'x'", r"models\.a\.runtime is 'x': must be one of native, torch"),
         ("[models.a]\ndtype = 'float16'", "dtype is 'float16'"),
+        (
+            "[models.a]\nprompt_dtype = 'int4'",
+            r"models\.a\.prompt_dtype is 'int4': must be one of auto, int8, bfloat16",
+        ),
+        ("[models.a]\nruntime = 'torch'\nprompt_dtype = 'int8'", "prompt_dtype is 'int8': runtime 'torch' has none"),
         ("[models.a]\naliases = ['b']\n[models.b]", "'b' names both"),
         ("host = '0.0.0.0'", "no API keys"),
         ("tls_key = 'x'", "tls_certificate is missing"),
@@ -143,6 +149,7 @@ def test_every_key_is_documented() -> None:
             "runtime",
             "device",
             "dtype",
+            "prompt_dtype",
             "threads",
         }
         undocumented |= {"context", "speculate", "template", "chat_format", "lenient"}
@@ -153,8 +160,9 @@ def test_every_key_is_documented() -> None:
 def test_check_prints_what_will_run(smollm2: Path) -> None:
     config = parse_config({"memory": "3 GiB", "models": {"m": {"source": str(smollm2), "aliases": ["n"]}}})
     text = "\n".join(lifecycle.described(config))
-    for words in ("http://127.0.0.1:8080", "m (also n)", "context 8192", "when asked for", "3.22 GB", "images: none"):
+    for words in ("http://127.0.0.1:8080", "m (also n)", "context 8192", "when asked for", "images: none"):
         assert words in text
+    assert "memory for models: 3 GiB (3.22 GB)" in text and "bodies up to 32 MiB" in text
     for wrong, words in (
         ({"models": {"m": {"source": "/nonexistent.gguf"}}}, "nonexistent"),
         ({"memory": "10 MiB", "models": {"m": {"source": str(smollm2)}}}, "memory"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import stat
 from dataclasses import replace
@@ -13,6 +14,15 @@ from herder.core.errors import StorageError
 from herder.serve.database import Kind, connect, shrink, transaction
 
 KIND = Kind("things", 0x54455354, 1, "CREATE TABLE a (x);\n\nCREATE TABLE b (y)")
+
+
+def foreign(path: Path) -> Path:
+    """A database of somebody else's program."""
+    with contextlib.closing(sqlite3.connect(path)) as made:
+        made.execute("CREATE TABLE t (x)")
+        made.commit()
+    path.chmod(0o600)
+    return path
 
 
 def test_a_new_file_is_its_owner_s(tmp_path: Path) -> None:
@@ -54,14 +64,8 @@ def test_what_is_no_database(tmp_path: Path) -> None:
     path.chmod(0o600)
     with pytest.raises(StorageError, match=r"notes.txt is no file of things: file is not a database"):
         connect(path, KIND)
-    foreign = tmp_path / "other.db"
-    made = sqlite3.connect(foreign)
-    made.execute("CREATE TABLE t (x)")
-    made.commit()
-    made.close()
-    foreign.chmod(0o600)
     with pytest.raises(StorageError, match="not one of things"):
-        connect(foreign, KIND)
+        connect(foreign(tmp_path / "other.db"), KIND)
 
 
 def test_others_must_not_reach_it(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ def test_fingerprint(tmp_path: Path) -> None:
     first = fingerprint(spec)
     assert first == fingerprint(replace(spec, name="b", aliases=("c",), idle=3.0)) and first.startswith("fp_")
     assert fingerprint(replace(spec, runtime="torch")) != first
+    assert fingerprint(spec, prompts_apart=True) != first
     file.write_bytes(b"GGUF other")
     assert fingerprint(spec) != first
 

@@ -21,7 +21,7 @@ from herder.serve.gate import Open, Principal, Usage
 from herder.serve.key_gate import Holder, KeyGate, open_gate, presented
 from herder.serve.server import Server
 from tests.serve.live import live
-from tests.serve.models import fake_llm, server_of
+from tests.serve.models import fake_llm, keyed_server, server_of
 
 MINUTES = 1_000_000_020.0  # seconds since the epoch, a whole minute
 
@@ -187,12 +187,7 @@ def served(path: Path, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     audit = tmp_path / "audit.jsonl"
     config = Config(keys=str(path), logging=Logging(requests=False, audit=str(audit)))
 
-    def make(config: Config) -> Server:
-        server = server_of(fake_llm(), config=config)
-        server.gate = open_gate(config)
-        return server
-
-    with live(config=config, make=make) as running:
+    with live(config=config, make=keyed_server) as running:
         yield running.url, audit
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,27 +10,22 @@ import pytest
 from herder.cli.__main__ import main
 from herder.core.errors import StorageError
 from herder.serve import lifecycle
-from herder.serve.config import OFF, Config, parse_config
+from herder.serve.config import OFF, Config, ModelSpec, parse_config
 from herder.serve.server import Server
 from herder.serve.store import ResponseStore, check_store
 from tests.serve.test_app import Client, run
+from tests.serve.test_database import foreign
 
 ASK = {"model": "tiny", "input": "hello", "max_output_tokens": 4}
 
 
 def broken(folder: Path) -> dict[str, Path]:
     """Paths at which no responses can be stored, by what the error says."""
-    other = folder / "other.sqlite"
-    database = sqlite3.connect(other)
-    database.execute("CREATE TABLE t (x)")
-    database.commit()
-    database.close()
-    other.chmod(0o600)
     (folder / "text").write_text("no database " * 100)
     (folder / "text").chmod(0o600)
     (folder / "open").touch(0o644)
     return {
-        "is a database, but not one of stored responses": other,
+        "is a database, but not one of stored responses": foreign(folder / "other.sqlite"),
         "is no file of stored responses": folder / "text",
         "can be reached by other users": folder / "open",
         "cannot be": folder / "text" / "within",
@@ -41,11 +35,13 @@ def broken(folder: Path) -> dict[str, Path]:
 def test_a_file_that_cannot_be_used_fails_at_the_start_and_in_the_check(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    nowhere = ModelSpec("nowhere", "/nonexistent.gguf", preload=True)  # nobody waits for a model to load first
     for words, path in broken(tmp_path).items():
+        config = Config(port=0, models=(nowhere,), responses=str(path), offline=True)
         with pytest.raises(StorageError, match=words):
             check_store(path)
         with pytest.raises(StorageError, match=words):
-            lifecycle.serve(Config(port=0, responses=str(path)), lambda line: pytest.fail("it serves"))
+            lifecycle.serve(config, lambda line: pytest.fail("it serves"))
         monkeypatch.setattr("herder.cli.serve._found", list)
         assert main(["serve", "--check", "--responses", str(path)]) == StorageError.exit_code
         [line] = capsys.readouterr().err.splitlines()

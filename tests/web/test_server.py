@@ -14,12 +14,10 @@ from playwright.sync_api import expect
 
 from herder.serve import keys_store
 from herder.serve.config import Config, Logging, ModelSpec
-from herder.serve.key_gate import open_gate
 from herder.serve.keys import make as make_key
 from herder.serve.lifecycle import make_server
-from herder.serve.server import Server
 from tests.serve.live import Live, live
-from tests.serve.models import fake_llm, server_of
+from tests.serve.models import keyed_server
 from tests.web.conftest import Watch
 from tests.web.talking import ask, last_answer, violations
 
@@ -110,12 +108,7 @@ def test_a_server_with_keys(browser: Browser, tmp_path: Path) -> None:
     keys_store.add(connection, made.key)
     connection.close()
 
-    def make(config: Config) -> Server:
-        server = server_of(fake_llm(), config=config)
-        server.gate = open_gate(config)
-        return server
-
-    with live(config=Config(keys=str(keys)), make=make) as served:
+    with live(config=Config(keys=str(keys)), make=keyed_server) as served:
         context = browser.new_context()
         page = context.new_page()
         watch = Watch(page)

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from herder.chat.images import MAX_BYTES
 from herder.chat.message import ImagePart, Message, Tool, ToolCall, read_tool
 from herder.core.errors import UsageError
 from herder.core.request import Constraint
+from herder.core.sizes import bound_text
+from herder.images.decode import MAX_BYTES
 from herder.serve import values
 from herder.serve.dialect import Call
 from herder.serve.dialects import ollama_fields as fields
@@ -270,7 +271,7 @@ def _message(role: Any, text: str, images: tuple[ImagePart, ...]) -> Message:
 def _image(value: Any, where: str) -> ImagePart:
     spelled = values.text(value, where)
     if len(spelled) > MAX_BYTES // 3 * 4 + 4:
-        raise FieldError(f"{where} is larger than {MAX_BYTES} bytes: send a smaller image", where)
+        raise FieldError(f"{where} is larger than {bound_text(MAX_BYTES)}: send a smaller image", where)
     try:
         data = base64.b64decode(spelled, validate=True)
     except (binascii.Error, ValueError):

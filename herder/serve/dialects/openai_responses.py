@@ -5,12 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from herder.core import machine
 from herder.serve import values
-from herder.serve.config import OFF, Config
 from herder.serve.dialect import Context, Encoder, Other, Problem, Route
 from herder.serve.dialects import openai_error
 from herder.serve.dialects.openai_responses_answer import answer, response_id
@@ -20,7 +17,7 @@ from herder.serve.dialects.openai_responses_request import INCLUDES, Asked, pars
 from herder.serve.dialects.openai_responses_stream import Stream
 from herder.serve.fields import FieldError, Table, checked
 from herder.serve.problems import Refusal
-from herder.serve.store import Missing, ResponseStore, Stored
+from herder.serve.store import Missing, ResponseStore, Stored, store_path
 from herder.serve.wire import Answer, ChatRequest, TextRequest
 
 if TYPE_CHECKING:
@@ -35,13 +32,6 @@ NAME = "openai_responses"
 TABLES = (TABLE, COUNT, RETRIEVE, INPUT_ITEMS)
 STORE = "responses"  # in Server.extra
 error = openai_error.error
-
-
-def store_path(config: Config) -> Path | None:
-    """`responses` of the configuration, else a file in Herder's state folder; None where nothing is stored."""
-    if config.responses == OFF:
-        return None
-    return Path(config.responses or machine.state_home() / "responses.sqlite3")
 
 
 def store_of(server: Server) -> ResponseStore:
