@@ -192,6 +192,12 @@ HD_INLINE void softmax_row(const AttentionScratch& s, int32_t row, int32_t begin
 HD_INLINE void merge(float* total, const float* values, float peak, float sum, int32_t padded) {
   float &total_peak = total[padded], &total_sum = total[padded + 1];
   if (peak == -__builtin_inff()) return;  // no key seen
+  if (total_peak == -__builtin_inff()) {  // the first: what follows would multiply by exactly 1 and add to 0
+    for (int32_t d = 0; d < padded; d += kLanes) f_store(total + d, f_load(values + d));
+    total_peak = peak;
+    total_sum = sum;
+    return;
+  }
   const float top = peak > total_peak ? peak : total_peak;
   const float a = exp_one(total_peak - top), b = exp_one(peak - top);
   for (int32_t d = 0; d < padded; d += kLanes)

@@ -23,7 +23,8 @@ Activations Pass::input(int thread, const float* x, int64_t stride, int64_t widt
     }
     buffer.prepare(k, row, width, t, prepared(t, reads));
   }
-  if (!single_) wait();
+  const bool idle = (done.rounded || rounded_ == 0) && (done.rest || rounded_ == tokens_);
+  if (!single_ && !idle) wait();
   Activations a = buffer.view();
   a.x = norm ? normed.data : x;
   a.stride = norm ? normed.stride : stride;
