@@ -18,7 +18,7 @@ from bench.rows import OPENVINO, Row
 
 HERDER, LLAMA, VINO = "Herder", "llama.cpp", "OpenVINO"
 SCRIPTS = {HERDER: "worker_herder.py", LLAMA: "peer_llamacpp.py", VINO: "peer_openvino.py"}
-MOST_DRAFTS = 15  # tokens guessed ahead
+MOST_DRAFTS = 10  # tokens guessed ahead
 
 Settings = dict[str, Any]
 

@@ -159,20 +159,20 @@ struct PanelKernel {
     }
   }
 
-  // T tokens x P panels, `step` panels apart.
+  // T tokens from `token` on x P panels, `step` panels apart.
   template <int T, int P>
-  static __attribute__((noinline)) void stream(const Matrix& w, const Activations& a, int64_t panel, int64_t step,
-                                               Store store, float* out, int64_t stride) {
+  static __attribute__((noinline)) void stream(const Matrix& w, const Activations& a, int64_t token, int64_t panel,
+                                               int64_t step, Store store, float* out, int64_t stride) {
     Packed from[P];
     F total[P][T];
     for (int p = 0; p < P; ++p) {
       from[p].at = w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes;
       for (int t = 0; t < T; ++t) total[p][t] = f_zero();
     }
-    run(w, a, 0, 0, w.padded_cols / kUnit, from, total);
+    run(w, a, token, 0, w.padded_cols / kUnit, from, total);
     for (int p = 0; p < P; ++p) {
       const int64_t at = panel + p * step;
-      for (int t = 0; t < T; ++t) store_lanes(w, at, total[p][t], store, out + t * stride + at * kLanes);
+      for (int t = 0; t < T; ++t) store_lanes(w, at, total[p][t], store, out + (token + t) * stride + at * kLanes);
     }
   }
 
@@ -186,9 +186,32 @@ struct PanelKernel {
       if (tokens < T) return few<T - 1>(w, a, tokens, begin, end, store, out, stride);
     constexpr int kMost = kBlockTokens * kBlockPanels / T, P = kMost < 1 ? 1 : kMost > 4 ? 4 : kMost;
     const int64_t step = (end - begin) / P;
-    for (int64_t p = begin; p < begin + step; ++p) stream<T, P>(w, a, p, step, store, out, stride);
+    for (int64_t p = begin; p < begin + step; ++p) stream<T, P>(w, a, 0, p, step, store, out, stride);
     if constexpr (P > 1)
-      for (int64_t p = begin + P * step; p < end; ++p) stream<T, 1>(w, a, p, 1, store, out, stride);
+      for (int64_t p = begin + P * step; p < end; ++p) stream<T, 1>(w, a, 0, p, 1, store, out, stride);
+  }
+
+  // T or fewer tokens x kBlockPanels neighbouring panels.
+  template <int T>
+  static void group(const Matrix& w, const Activations& a, int64_t token, int64_t tokens, int64_t panel, int64_t panels,
+                    Store store, float* out, int64_t stride) {
+    if constexpr (T > (kBlockTokens + 1) / 2)
+      if (tokens < T) return group<T - 1>(w, a, token, tokens, panel, panels, store, out, stride);
+    if (panels == kBlockPanels) return stream<T, kBlockPanels>(w, a, token, panel, 1, store, out, stride);
+    for (int64_t p = panel; p < panel + panels; ++p) stream<T, 1>(w, a, token, p, 1, store, out, stride);
+  }
+
+  // Groups of tokens, as even as can be, that pass a panel one after the other and take it apart each for itself.
+  static void groups(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
+                     float* out, int64_t stride) {
+    const int64_t count = (tokens + kBlockTokens - 1) / kBlockTokens;
+    for (int64_t p = begin; p < end; p += kBlockPanels) {
+      const int64_t panels = end - p < kBlockPanels ? end - p : kBlockPanels;
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t t = tokens * i / count;
+        group<kBlockTokens>(w, a, t, tokens * (i + 1) / count - t, p, panels, store, out, stride);
+      }
+    }
   }
 
   // Units of P panels that many tiles of tokens multiply with while they are in the first-level cache, and the tokens'
@@ -258,6 +281,7 @@ struct PanelKernel {
   static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
                      float* out, int64_t stride, uint8_t*) {
     if (tokens <= kBlockTokens) return few<kBlockTokens>(w, a, tokens, begin, end, store, out, stride);
+    if (tokens <= kGroupedTokens) return groups(w, a, tokens, begin, end, store, out, stride);
     int64_t panel = begin;
     for (; panel + kBlockPanels <= end; panel += kBlockPanels)
       many<kBlockPanels>(w, a, tokens, panel, store, out, stride);
