@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from bench.rows import ROWS, Row
-from bench.verdict import Verdict, seconds, verdict
+from bench.verdict import GENERATED, Verdict, seconds, verdict
 
 
 def measured(document: dict[str, Any]) -> list[Row]:
@@ -47,6 +47,9 @@ def line(row: Row, found: Verdict) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+NAMES = {"Herder": "Herder, prompts", GENERATED: "Herder, generated tokens"}
+
+
 def quality_table(quality: dict[str, Any]) -> list[str]:
     engines = list(dict.fromkeys(name.partition(" ")[0] for name in quality))
     formats = list(dict.fromkeys(name.partition(" ")[2] for name in quality))
@@ -54,7 +57,7 @@ def quality_table(quality: dict[str, Any]) -> list[str]:
     for engine in engines:
         found = [quality.get(f"{engine} {kind}") for kind in formats]
         cells = [f"{one['kl']:.5f}" if one else "-" for one in found]
-        lines.append(f"| {engine} | {' | '.join(cells)} |")
+        lines.append(f"| {NAMES.get(engine, engine)} | {' | '.join(cells)} |")
     counts = sorted({one["tokens"] for one in quality.values()})
     text = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
     return [

@@ -63,6 +63,9 @@ def test_the_best_peer_counts_and_the_gate_chooses_our_format() -> None:
     worse = quality | {"Herder Q4_0": {"kl": 0.0106}}
     assert verdict(row, result(*ours, *theirs), worse).gate is False
     assert verdict(row, result(*ours, *theirs), {}).gate is None
+    generated = quality | {"Herder-generated Q4_0": {"kl": 0.02}}  # no matter to prompts, all that matters to answers
+    assert verdict(row, result(*ours, *theirs), generated).gate is True
+    assert verdict(BY_NAME["decode-135m"], result(*ours, *theirs), generated).gate is False
 
 
 @pytest.mark.parametrize(
@@ -126,7 +129,7 @@ def test_the_page_has_a_quality_table() -> None:
     cpu.merge(document, "batch-8", result(*both, prompt=33, gen=32), "2026-01-01")
     document["quality"] = {"Herder Q4_0": {"kl": 0.0123, "tokens": 49664}, "OpenVINO Q8_0": {"kl": 1, "tokens": 512}}
     page = markdown(document, "c.svg")
-    assert "| Herder | 0.01230 | - |" in page and "512 to 49,664 tokens" in page
+    assert "| Herder, prompts | 0.01230 | - |" in page and "512 to 49,664 tokens" in page
     assert "| 8 streams, 1B | 256 (" in page
 
 
