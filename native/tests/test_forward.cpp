@@ -36,6 +36,70 @@ TEST(same_bits_floats) {
   check_everything(HD_Q4_1, HD_DTYPE_FLOAT32);
 }
 
+// Gate and up that cannot share a pass, inputs that only some products round, feed-forward networks of odd widths.
+TEST(same_bits_of_mixed_formats) {
+  const auto mixed = [](int32_t format, int32_t ffn, std::map<int32_t, int32_t> formats) {
+    TinyShape shape;
+    shape.ffn = ffn;
+    shape.formats = std::move(formats);
+    check_everything(format, HD_DTYPE_AUTO, shape);
+  };
+  mixed(HD_Q4_0, 288, {{HD_W_UP, HD_Q4_1}, {HD_WK, HD_F16}, {HD_WO, HD_BF16}});
+  if (!kAll) return;
+  mixed(HD_Q4_K, 256, {{HD_W_DOWN, HD_Q6_K}, {HD_WV, HD_Q6_K}, {HD_WQ, HD_F32}});
+  mixed(HD_BF16, 288, {{HD_W_DOWN, HD_Q8_0}, {HD_WQ, HD_Q8_0}});
+  mixed(HD_Q8_0, 224, {{HD_W_DOWN, HD_BF16}, {HD_W_UP, HD_Q5_0}, {HD_EMBED, HD_BF16}});
+  mixed(HD_BF16, 250, {});
+}
+
+// More tokens than an item of bfloat16 products takes, and rounded ones between others.
+TEST(large_batches_are_each_sequence_alone) {
+  constexpr int32_t kEach = 120, kSequences = 6;
+  const TinyWeights weights(15, HD_Q4_0);
+  hd_config config = weights.config(HD_DTYPE_AUTO, 2);
+  config.kv_pages = 4 * kSequences;
+  for (const Kernels* kernels : usable_kernels()) {
+    if (kernels == kernels_portable() && usable_kernels().size() > 1) continue;  // slow
+    const auto model = weights.build(kernels->isa, config, [](hd_tensor&) {});
+    std::vector<Piece> pieces;
+    std::vector<Piece*> batch;
+    std::vector<std::vector<float>> alone;
+    for (int32_t i = 0; i < kSequences; ++i) {
+      pieces.push_back(
+          piece(tokens(static_cast<uint64_t>(i), kEach), 0, kEach, {4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3}));
+      pieces.back().bf16 = i != 1;
+    }
+    for (Piece& p : pieces) {
+      check_run(model.get(), {&p});
+      alone.push_back(p.logits);
+      batch.push_back(&p);
+    }
+    check_run(model.get(), batch);
+    for (size_t i = 0; i < kSequences; ++i) CHECK(same_bits(pieces[i].logits, alone[i].data()));
+    if (!kAll) break;
+  }
+}
+
+TEST(a_prompt_takes_bfloat16_or_does_not) {
+  const TinyWeights weights(16, HD_Q8_0);
+  const auto model = weights.build(nullptr, 1);
+  Piece p = piece(tokens(17, 9), 0, 9, {0});
+  for (const int32_t wrong : {2, -1}) {
+    p.bf16 = wrong;
+    hd_error err{};
+    CHECK(run(model.get(), {&p}, &err) == HD_ERR_ARGUMENT && err.code == HD_ERR_ARGUMENT);
+    CHECK(std::strstr(err.message, wrong == 2 ? "bf16 is 2" : "bf16 is -1"));
+  }
+  p.bf16 = 0;
+  check_run(model.get(), {&p});
+  const std::vector<float> plain = p.logits;
+  p.bf16 = 1;
+  check_run(model.get(), {&p});
+  float most = 0;
+  for (size_t i = 0; i < plain.size(); ++i) most = std::max(most, std::fabs(p.logits[i] - plain[i]));
+  CHECK(most > 0 && most < 0.5f);  // other roundings of the same numbers
+}
+
 TEST(sampling_inside_a_pass_is_sampling_outside) {
   const TinyWeights weights(7, HD_Q8_0);
   const std::vector<int32_t> all = tokens(6, 10);
@@ -129,21 +193,25 @@ TEST(taps_name_what_passes_and_change_nothing) {
   const auto model = weights.build(nullptr, 2);
   const std::vector<int32_t> all = tokens(9, kLength);
   Piece whole = piece(all, 0, kLength, {0, 1});
-  check_run(model.get(), {&whole});
-  const std::vector<float> expected = whole.logits;
-  std::vector<std::string> names;
-  hd_model_tap(
-      model.get(),
-      [](void* context, const char* name, int64_t rows, int64_t cols, const float* data) {
-        double sum = 0;
-        for (int64_t i = 0; i < rows * cols; ++i) sum += static_cast<double>(data[i]);
-        CHECK(std::isfinite(sum));
-        static_cast<std::vector<std::string>*>(context)->push_back(name);
-      },
-      &names);
-  check_run(model.get(), {&whole});
-  CHECK(same_bits(whole.logits, expected.data()));
-  CHECK(names.size() > 10);
+  for (const int32_t bf16 : {0, 1}) {
+    whole.bf16 = bf16;
+    hd_model_tap(model.get(), nullptr, nullptr);
+    check_run(model.get(), {&whole});
+    const std::vector<float> expected = whole.logits;
+    std::vector<std::string> names;
+    hd_model_tap(
+        model.get(),
+        [](void* context, const char* name, int64_t rows, int64_t cols, const float* data) {
+          double sum = 0;
+          for (int64_t i = 0; i < rows * cols; ++i) sum += static_cast<double>(data[i]);
+          CHECK(std::isfinite(sum));
+          static_cast<std::vector<std::string>*>(context)->push_back(name);
+        },
+        &names);
+    check_run(model.get(), {&whole});
+    CHECK(same_bits(whole.logits, expected.data()));
+    CHECK(names.size() > 10);
+  }
 }
 
 TEST(nan_weights_are_reported) {
@@ -153,9 +221,12 @@ TEST(nan_weights_are_reported) {
       if (t.role == HD_W_UP && t.layer == 0) std::memset(t.data.data(), 0xff, format == HD_F32 ? 4 : 2);
     const auto model = weights.build(nullptr, 2);
     Piece whole = piece(tokens(10, 5), 0, 5, {0});
-    hd_error err{};
-    CHECK(run(model.get(), {&whole}, &err) == HD_ERR_NUMERIC);
-    CHECK(err.code == HD_ERR_NUMERIC && err.message[0] != 0);
+    for (const int32_t bf16 : {0, 1}) {
+      whole.bf16 = bf16;
+      hd_error err{};
+      CHECK(run(model.get(), {&whole}, &err) == HD_ERR_NUMERIC);
+      CHECK(err.code == HD_ERR_NUMERIC && err.message[0] != 0);
+    }
   }
 }
 
@@ -176,7 +247,7 @@ TEST(lying_batches_are_refused) {
     c.want = HD_WANT_LOGITS;
     c.out_logits = logits;
     const auto noise = static_cast<int32_t>(random.next() >> random.below(32));
-    switch (random.below(8)) {
+    switch (random.below(9)) {
       case 0:
         c.start = noise;
         break;
@@ -200,6 +271,9 @@ TEST(lying_batches_are_refused) {
         break;
       case 7:
         c.out_logits = nullptr;
+        break;
+      case 8:
+        c.bf16 = noise;
         break;
     }
     hd_error err{};

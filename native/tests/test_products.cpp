@@ -1,12 +1,15 @@
-// Matrix products of every table of kernels that this CPU can run, against a scalar twin written from the formula of
-// matmul_integer.h.
+// Matrix products of every table of kernels that this CPU can run, against a scalar twin written from the formulas of
+// matmul_integer.h, matmul_bf16.h and bf16_panel.h.
 #include <algorithm>
 
 #include "arena.h"
 #include "formats/block.h"
+#include "guarded.h"
 #include "model.h"
 #include "pack.h"
+#include "pass.h"
 #include "tables.h"
+#include "tiny_model.h"
 
 using namespace herder;
 using namespace herder::test;
@@ -41,11 +44,13 @@ struct Product {
   static constexpr int64_t kPanels = 7;
 
   Arena arena;
+  Guarded memory;
   Matrix w;
+  bool round;  // integer panels as bfloat16
   std::vector<float> bias;
   std::vector<float> x, before, expected_set, expected_add;  // of kMostTokens tokens
 
-  Product(const Kind& kind, int64_t cols, uint64_t seed, bool scaled) {
+  Product(const Kind& kind, int64_t cols, uint64_t seed, bool scaled, bool rounded) : round(rounded) {
     Random random{seed};
     w.layout = kind.layout;
     w.group = kind.group;
@@ -60,7 +65,8 @@ struct Product {
     w.padded_cols = w.integer() ? pad_to(cols, kUnit) : brain() ? pad_to(cols, kRoundedBlock) : cols;
     const size_t float_bytes = static_cast<size_t>(w.padded_cols) * kLanes * (w.layout == Layout::kF32 ? 4 : 2);
     w.panel_bytes = w.integer() ? static_cast<size_t>(w.padded_cols / kUnit) * w.unit_bytes() : float_bytes;
-    w.data = arena.allocate(kPanels * w.panel_bytes);
+    memory = Guarded(kPanels * w.panel_bytes);
+    w.data = memory.data();
     w.integer() ? fill_integer(random, kind.top) : fill_float(random);
     if (w.integer() && scaled) {
       w.row_scale = arena.allocate_array<float>(kPanels * kLanes);
@@ -153,20 +159,31 @@ struct Product {
   }
 
   float float_result(int64_t row, const float* token) const {
-    const auto weight = [&](int64_t k) {
+    float result = 0;
+    for (int64_t k = 0; k < w.cols; ++k) {
       const uint8_t* at = weight_of(row, k);
-      if (w.layout == Layout::kF32) return std::bit_cast<float>(load_u32(at));
-      return brain() ? bf16_to_f32(load_u16(at)) : load_f16(at);
+      const float weight = w.layout == Layout::kF32 ? std::bit_cast<float>(load_u32(at)) : load_f16(at);
+      result = std::fma(weight, token[k], result);
+    }
+    return result;
+  }
+
+  // As matmul_bf16.h writes the sum and bf16_panel.h the weight.
+  float bfloat_result(int64_t row, const float* token) const {
+    const auto weight = [&](int64_t k) {
+      if (!w.integer()) return bf16_to_f32(load_u16(weight_of(row, k)));
+      const uint8_t* scale = unit_of(row, k) + (k % kUnit / w.group * kLanes + row % kLanes) * 2;
+      float value = load_f16(scale) * static_cast<float>(level(row, k));
+      if (w.has_min) value += load_f16(scale + w.groups_per_unit() * kLanes * 2);
+      return bf16_to_f32(f32_to_bf16(value));
     };
     float result = 0;
-    if (!brain()) {
-      for (int64_t k = 0; k < w.cols; ++k) result = std::fma(weight(k), token[k], result);
-      return result;
-    }
-    for (int64_t block = 0; block < w.cols; block += 32) {  // as matmul_bf16.h writes it
+    for (int64_t block = 0; block < w.padded_cols; block += kRoundedBlock) {
       float chain[2] = {};
-      for (int64_t k = block; k < std::min(block + 32, w.cols); ++k)
-        chain[k % 2] = std::fma(weight(k), bf16_to_f32(keep_bf16(f32_to_bf16(token[k]))), chain[k % 2]);
+      for (int64_t k = block; k < block + kRoundedBlock; ++k) {
+        const float input = k < w.cols ? bf16_to_f32(keep_bf16(f32_to_bf16(token[k]))) : 0.0f;
+        chain[k % 2] = std::fma(weight(k), input, chain[k % 2]);
+      }
       result += chain[0] + chain[1];
     }
     return result;
@@ -177,7 +194,7 @@ struct Product {
     const float* token = x.data() + t * w.cols;
     std::vector<int32_t> q(static_cast<size_t>(w.padded_cols));
     std::vector<float> scales;
-    for (int64_t k = 0; k < w.padded_cols && w.integer(); k += kActivationGroup) {
+    for (int64_t k = 0; k < w.padded_cols && w.integer() && !round; k += kActivationGroup) {
       float largest = 0;
       bool finite = true;
       const int64_t end = std::min(k + kActivationGroup, w.cols);
@@ -191,7 +208,9 @@ struct Product {
         q[static_cast<size_t>(i)] = static_cast<int32_t>(std::nearbyint(token[i] * (127.0f / largest)));
     }
     for (int64_t row = 0; row < kPanels * kLanes; ++row) {
-      float result = w.integer() ? integer_result(row, q, scales) : float_result(row, token);
+      float result = round || brain() ? bfloat_result(row, token)
+                     : w.integer()    ? integer_result(row, q, scales)
+                                      : float_result(row, token);
       if (w.row_scale) result *= w.row_scale[row];
       if (w.bias) result += w.bias[row];
       expected_set.push_back(result);
@@ -199,12 +218,15 @@ struct Product {
     }
   }
 
-  void check(const Kernels& kernels, const char* name, int64_t tokens, int64_t begin, int64_t end, Store store) const {
+  // The tokens lie behind `first` others, as those of a batch do that are not rounded.
+  void check(const Kernels& kernels, const char* name, int64_t first, int64_t tokens, int64_t begin, int64_t end,
+             Store store) const {
+    const uint32_t reads = round ? uint32_t{kRounded} : w.prepared();
     QuantizedBuffer buffer;
-    Activations a;
-    buffer.reserve(kernels, tokens, w.cols, w.prepared());
-    for (int64_t t = 0; t < tokens; ++t) buffer.prepare(kernels, x.data() + t * w.cols, w.cols, t, w.prepared());
-    a = buffer.view();
+    buffer.reserve(kernels, first + tokens, w.cols, reads);
+    for (int64_t t = 0; t < tokens; ++t) buffer.prepare(kernels, x.data() + t * w.cols, w.cols, first + t, reads);
+    const GuardedCopy copy(buffer);
+    Activations a = from_token(copy.view(), first, round);
     a.x = x.data();
     a.stride = w.cols;
     constexpr int64_t kRows = kPanels * kLanes;
@@ -213,14 +235,24 @@ struct Product {
     for (int64_t t = 0; t < tokens; ++t)
       std::copy(all.begin() + t * kRows + begin * kLanes, all.begin() + t * kRows + end * kLanes,
                 expected.begin() + t * kRows + begin * kLanes);
-    Arena memory;
-    kernels.matmul(w, a, tokens, begin, end, store, out.data(), kRows, memory.allocate(kernels.matmul_scratch(w)));
+    const Guarded scratch(kernels.matmul_scratch(w));
+    kernels.matmul(w, a, tokens, begin, end, store, out.data(), kRows, scratch.data());
     char what[96];
-    std::snprintf(what, sizeof what, "%s, %d inputs, %d tokens", name, static_cast<int>(w.cols),
-                  static_cast<int>(tokens));
+    std::snprintf(what, sizeof what, "%s%s, %d inputs, %d tokens from %d on", name, round ? ", rounded" : "",
+                  static_cast<int>(w.cols), static_cast<int>(tokens), static_cast<int>(first));
     check_same(kernels, what, expected, out);
   }
 };
+
+void check_products(const Kind& kind, int64_t cols, uint64_t seed, bool round) {
+  const Product product(kind, cols, seed, cols != 64, round);
+  for (const Kernels* kernels : usable_kernels()) {
+    for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 32, 33, 67}) {
+      product.check(*kernels, kind.name, 0, tokens, 0, Product::kPanels, Store::kSet);
+      product.check(*kernels, kind.name, tokens % 2 ? 15 : 3, tokens, 1, 6, Store::kAdd);
+    }
+  }
+}
 
 }  // namespace
 
@@ -229,38 +261,33 @@ TEST(products) {
   for (const Kind& kind : kKinds) {
     for (const int64_t cols : {64, 160, 37, 576}) {
       if (kind.group != 0 ? cols % kind.group != 0 : cols == 576 && kind.layout != Layout::kBF16) continue;
-      const Product product(kind, cols, ++seed, cols != 64);
-      for (const Kernels* kernels : usable_kernels()) {
-        for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 32, 33, 67}) {
-          product.check(*kernels, kind.name, tokens, 0, Product::kPanels, Store::kSet);
-          product.check(*kernels, kind.name, tokens, 1, 6, Store::kAdd);
-        }
-      }
+      check_products(kind, cols, ++seed, false);
+      if (kind.group != 0) check_products(kind, cols, seed, true);
     }
   }
 }
 
-// More tokens and panels than tiles take at a time.
-TEST(a_large_bfloat_product) {
-  constexpr int64_t kTokens = 530, kRows = 20 * kLanes, kCols = 300;
-  Random random{27};
-  std::vector<uint16_t> words;
-  for (int64_t i = 0; i < kRows * kCols; ++i) words.push_back(f32_to_bf16(random.normal()));
-  const Stored stored{format_info(HD_BF16), reinterpret_cast<const uint8_t*>(words.data()), nullptr, 0};
-  Arena arena;
-  ThreadTeam team(1);
-  const Matrix w = pack_matrix(stored, kRows, kCols, false, arena, team);
-  const std::vector<float> x = normals(random, kTokens * kCols);
-  check_tables("530 tokens", [&](const Kernels& kernels) {
-    QuantizedBuffer buffer;
-    buffer.reserve(kernels, kTokens, kCols, kRounded);
-    for (int64_t t = 0; t < kTokens; ++t) buffer.prepare(kernels, x.data() + t * kCols, kCols, t, kRounded);
-    std::vector<float> out(kTokens * kRows);
-    Arena memory;
-    kernels.matmul(w, buffer.view(), kTokens, 0, w.panels, Store::kSet, out.data(), kRows,
-                   memory.allocate(kernels.matmul_scratch(w)));
-    return out;
-  });
+// More tokens, panels and inputs than tiles take at a time.
+TEST(large_bfloat_products) {
+  constexpr int64_t kTokens = 530, kPanels = 20, kRows = kPanels * kLanes - 7;
+  for (const auto& [format, cols] : {std::pair{HD_BF16, 1370}, {HD_Q4_0, 1376}, {HD_Q5_1, 1312}}) {
+    Random random{27};
+    const std::vector<uint8_t> data = random_tensor(random, *format_info(format), kRows, cols);
+    Arena arena;
+    ThreadTeam team(1);
+    const Matrix w = pack_matrix({format_info(format), data.data(), nullptr, 0}, kRows, cols, false, arena, team);
+    const std::vector<float> x = normals(random, kTokens * cols);
+    check_tables(format_info(format)->name, [&](const Kernels& kernels) {
+      QuantizedBuffer buffer;
+      buffer.reserve(kernels, kTokens, cols, kRounded);
+      for (int64_t t = 0; t < kTokens; ++t) buffer.prepare(kernels, x.data() + t * cols, cols, t, kRounded);
+      std::vector<float> out(kTokens * kPanels * kLanes);
+      Arena memory;
+      kernels.matmul(w, from_token(buffer.view(), 0, true), kTokens, 1, kPanels, Store::kSet, out.data(),
+                     kPanels * kLanes, memory.allocate(kernels.matmul_scratch(w)));
+      return out;
+    });
+  }
 }
 
 TEST(every_half_and_bfloat_weight) {

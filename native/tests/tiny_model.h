@@ -1,6 +1,8 @@
 // A small model of random weights in any storage format, built and run through the C ABI.
 #pragma once
 
+#include <algorithm>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -55,11 +57,13 @@ struct TinyShape {
   int32_t experts = 0, active = 0, expert_ffn = 0, shared_ffn = 0;
   hd_router router = HD_ROUTER_SOFTMAX;
   int32_t local_pages = 0, temperature_floor = 0;
+  int32_t ffn = 256;                   // of dense layers
+  std::map<int32_t, int32_t> formats;  // of roles that have another than the rest
 };
 
 // Weights of one model; build() makes the same hd_model again and again, for any ISA and any number of threads.
 struct TinyWeights {
-  static constexpr int32_t kDim = 256, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kFfn = 256, kVocab = 70;
+  static constexpr int32_t kDim = 256, kHeads = 4, kKvHeads = 2, kHeadDim = 64, kVocab = 70;
   static constexpr int32_t kContext = 128, kPages = 16;
 
   struct Tensor {
@@ -75,6 +79,7 @@ struct TinyWeights {
     Random random{seed};
     for (int32_t i = 0; i < kHeadDim / 2; ++i) frequencies.push_back(1.0f / static_cast<float>(1 + i * i));
     const auto add = [&](int32_t role, int32_t layer, int32_t id, int64_t rows, int64_t cols, int32_t expert = 0) {
+      if (const auto other = shape.formats.find(role); other != shape.formats.end()) id = other->second;
       tensors.push_back({role, layer, expert, id, rows, cols, random_tensor(random, *format_info(id), rows, cols)});
     };
     const auto norm = [&](int32_t role, int32_t layer) {
@@ -93,9 +98,9 @@ struct TinyWeights {
       add(HD_WO, i, format, kDim, kHeads * kHeadDim);
       if (i == 1) add(HD_BQ, i, HD_F32, 1, kHeads * kHeadDim);
       if (!shape.layers[static_cast<size_t>(i)].experts) {
-        add(HD_W_GATE, i, format, kFfn, kDim);
-        add(HD_W_UP, i, format, kFfn, kDim);
-        add(HD_W_DOWN, i, format, kDim, kFfn);
+        add(HD_W_GATE, i, format, shape.ffn, kDim);
+        add(HD_W_UP, i, format, shape.ffn, kDim);
+        add(HD_W_DOWN, i, format, kDim, shape.ffn);
         continue;
       }
       add(HD_ROUTER, i, HD_F32, shape.experts, kDim);
@@ -111,6 +116,12 @@ struct TinyWeights {
     }
   }
 
+  // Whether a layer has matrices that products may read as bfloat16 or not.
+  bool quantized() const {
+    return std::any_of(tensors.begin(), tensors.end(),
+                       [](const Tensor& t) { return t.layer >= 0 && format_info(t.format)->block > 1; });
+  }
+
   struct Free {
     void operator()(hd_model* model) const { hd_model_free(model); }
   };
@@ -123,7 +134,7 @@ struct TinyWeights {
     c.n_heads = kHeads;
     c.n_kv_heads = kKvHeads;
     c.head_dim = kHeadDim;
-    c.ffn_dim = kFfn;
+    c.ffn_dim = shape.ffn;
     c.vocab = kVocab;
     c.norm_eps = 1e-5f;
     c.context = kContext;
@@ -179,6 +190,7 @@ struct Piece {
   std::vector<int32_t> tokens, pages;
   int32_t start = 0;
   std::vector<int32_t> local_pages;
+  int32_t bf16 = 0;
   std::vector<float> logits;
 };
 
@@ -195,6 +207,7 @@ inline hd_status run(hd_model* model, const std::vector<Piece*>& batch, hd_error
     c.local_pages = p->local_pages.empty() ? nullptr : p->local_pages.data();
     c.n_pages = static_cast<int32_t>(p->pages.size());
     c.want = HD_WANT_LOGITS;
+    c.bf16 = p->bf16;
     c.out_logits = p->logits.data();
     chunks.push_back(c);
   }
