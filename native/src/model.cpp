@@ -137,8 +137,9 @@ void QuantizedBuffer::reserve(const Kernels& k, int64_t count, int64_t cols, uin
   const auto units = static_cast<size_t>(pad_to(cols, kUnit) / kUnit), n = static_cast<size_t>(tokens);
   rounded_bytes = kRoundedBlock * k.rounded_bytes;
   const size_t bytes = prepared & kQuantized ? units * n * (kUnit + kActivationFields * sizeof(float)) : 0;
-  const size_t need =
-      bytes + (prepared & kRounded ? units * n * 2 * static_cast<size_t>(rounded_bytes) : 0) + 3 * kAlign;
+  // tiles read 16 tokens from wherever a run of tokens begins, so from the last block on past the end
+  const size_t words = (units * n * 2 + kTokenPad) * static_cast<size_t>(rounded_bytes);
+  const size_t need = bytes + (prepared & kRounded ? words : 0) + 3 * kAlign;
   if (memory.bytes() < need) memory = Mapping(need);
   q = align<int8_t>(memory.data());
   fields = align<float>(q + (prepared & kQuantized ? units * n * kUnit : 0));
