@@ -18,8 +18,8 @@ class Speculator:
 
     The longer the agreement, the longer the proposal: two tokens for each that agrees beyond the first. After a
     proposal that was wrong from its first token, one more must agree until one is right to its end, so that text
-    without repetition costs little. (Simulated on answers of the default model at what a step costs with so many drafts: 1.8
-    times plain decoding for a quotation with mistakes, 2.5 for an edited file, 1.0 for a story.)
+    without repetition costs little. (Simulated on answers of the default model at what a step costs with so many
+    drafts: 1.8 times plain decoding for a quotation with mistakes, 2.5 for an edited file, 1.0 for a story.)
     """
 
     __slots__ = ("_indexed", "_missed", "_places", "most")
