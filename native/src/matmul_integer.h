@@ -50,6 +50,7 @@ struct PanelKernel {
   // asked for.
   struct Packed {
     const uint8_t* at;
+    size_t ahead = kPrefetchAhead;  // bytes
 
     HD_INLINE F scale(int g) const { return f_load_f16(reinterpret_cast<const uint16_t*>(at) + g * kLanes); }
     HD_INLINE F minimum(int g) const {
@@ -59,7 +60,7 @@ struct PanelKernel {
       return b_load(at + kCodeOffset + static_cast<size_t>(g) * kGroupCodeBytes + 64 * i);
     }
     HD_INLINE void next() {
-      for (size_t line = 0; line < kUnitBytes; line += 64) prefetch(at + kPrefetchAhead + line);
+      for (size_t line = 0; line < kUnitBytes; line += 64) prefetch(at + ahead + line);
       at += kUnitBytes;
     }
   };
@@ -159,14 +160,14 @@ struct PanelKernel {
     }
   }
 
-  // T tokens from `token` on x P panels, `step` panels apart.
+  // T tokens from `token` on x P panels, `step` panels apart. ahead: what is asked for before it is needed, bytes.
   template <int T, int P>
   static __attribute__((noinline)) void stream(const Matrix& w, const Activations& a, int64_t token, int64_t panel,
-                                               int64_t step, Store store, float* out, int64_t stride) {
+                                               int64_t step, size_t ahead, Store store, float* out, int64_t stride) {
     Packed from[P];
     F total[P][T];
     for (int p = 0; p < P; ++p) {
-      from[p].at = w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes;
+      from[p] = {w.data + static_cast<size_t>(panel + p * step) * w.panel_bytes, ahead};
       for (int t = 0; t < T; ++t) total[p][t] = f_zero();
     }
     run(w, a, token, 0, w.padded_cols / kUnit, from, total);
@@ -186,19 +187,20 @@ struct PanelKernel {
       if (tokens < T) return few<T - 1>(w, a, tokens, begin, end, store, out, stride);
     constexpr int kMost = kBlockTokens * kBlockPanels / T, P = kMost < 1 ? 1 : kMost > 4 ? 4 : kMost;
     const int64_t step = (end - begin) / P;
-    for (int64_t p = begin; p < begin + step; ++p) stream<T, P>(w, a, 0, p, step, store, out, stride);
+    for (int64_t p = begin; p < begin + step; ++p) stream<T, P>(w, a, 0, p, step, kPrefetchAhead, store, out, stride);
     if constexpr (P > 1)
-      for (int64_t p = begin + P * step; p < end; ++p) stream<T, 1>(w, a, 0, p, 1, store, out, stride);
+      for (int64_t p = begin + P * step; p < end; ++p) stream<T, 1>(w, a, 0, p, 1, kPrefetchAhead, store, out, stride);
   }
 
   // T or fewer tokens x kBlockPanels neighbouring panels.
   template <int T>
   static void group(const Matrix& w, const Activations& a, int64_t token, int64_t tokens, int64_t panel, int64_t panels,
                     Store store, float* out, int64_t stride) {
+    const size_t ahead = kBlockPanels * w.panel_bytes;  // where the next panels have what these have here
     if constexpr (T > (kBlockTokens + 1) / 2)
       if (tokens < T) return group<T - 1>(w, a, token, tokens, panel, panels, store, out, stride);
-    if (panels == kBlockPanels) return stream<T, kBlockPanels>(w, a, token, panel, 1, store, out, stride);
-    for (int64_t p = panel; p < panel + panels; ++p) stream<T, 1>(w, a, token, p, 1, store, out, stride);
+    if (panels == kBlockPanels) return stream<T, kBlockPanels>(w, a, token, panel, 1, ahead, store, out, stride);
+    for (int64_t p = panel; p < panel + panels; ++p) stream<T, 1>(w, a, token, p, 1, ahead, store, out, stride);
   }
 
   // Groups of tokens, as even as can be, that pass a panel one after the other and take it apart each for itself.
@@ -280,7 +282,7 @@ struct PanelKernel {
 
   static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_t begin, int64_t end, Store store,
                      float* out, int64_t stride, uint8_t*) {
-    if (tokens <= kBlockTokens) return few<kBlockTokens>(w, a, tokens, begin, end, store, out, stride);
+    if (tokens <= kFewTokens) return few<kFewTokens>(w, a, tokens, begin, end, store, out, stride);
     if (tokens <= kGroupedTokens) return groups(w, a, tokens, begin, end, store, out, stride);
     int64_t panel = begin;
     for (; panel + kBlockPanels <= end; panel += kBlockPanels)

@@ -7,6 +7,7 @@ namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileRegisters = 4;  // tokens x panels of a micro-kernel: a vector is two of the 16 registers
 constexpr int kBlockTokens = 4, kBlockPanels = 1;  // of an integer micro-kernel
+constexpr int kFewTokens = 4;                      // up to so many pass every panel together
 constexpr int64_t kGroupedTokens = 20;             // up to so many, storing a panel taken apart does not pay
 
 struct F {

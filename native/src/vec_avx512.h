@@ -17,6 +17,7 @@ namespace herder::HD_ISA_NAMESPACE {
 constexpr int kTileRegisters =
     12;  // tokens x panels of a micro-kernel: 12 int32 and 12 float32 accumulators of the 32 registers
 constexpr int kBlockTokens = 8, kBlockPanels = 2;  // of an integer micro-kernel
+constexpr int kFewTokens = 12;                     // up to so many pass every panel together
 constexpr int64_t kGroupedTokens = INT64_MAX;      // storing a panel taken apart never pays: 3 to 25 % slower
 
 struct F {

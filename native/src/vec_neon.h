@@ -10,6 +10,7 @@ namespace herder::HD_ISA_NAMESPACE {
 // 16 and the weights 8; the float32 totals, touched once a group, may wait on the stack.
 constexpr int kTileRegisters = 4;
 constexpr int kBlockTokens = 4, kBlockPanels = 1;  // of an integer micro-kernel
+constexpr int kFewTokens = 4;                      // up to so many pass every panel together
 constexpr int64_t kGroupedTokens = 0;              // up to so many, storing a panel taken apart does not pay
 
 struct F {

@@ -8,6 +8,7 @@ namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileRegisters = 2;                  // tokens x panels of a micro-kernel: lanes live in memory anyway
 constexpr int kBlockTokens = 2, kBlockPanels = 1;  // of an integer micro-kernel
+constexpr int kFewTokens = 2;                      // up to so many pass every panel together
 constexpr int64_t kGroupedTokens = 0;              // up to so many, storing a panel taken apart does not pay
 
 struct F {
