@@ -10,13 +10,6 @@
 
 namespace herder::test {
 
-// Under a sanitizer memory and threads are on trial: one format of each layout and one way to cut a sequence.
-#ifdef HERDER_SANITIZED
-inline constexpr bool kAll = false;
-#else
-inline constexpr bool kAll = true;
-#endif
-
 inline constexpr int32_t kLength =
     41;  // more than a page, an odd number, and wide enough for the kernels of long prompts
 

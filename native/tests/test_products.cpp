@@ -248,6 +248,7 @@ void check_products(const Kind& kind, int64_t cols, uint64_t seed, bool round) {
   const Product product(kind, cols, seed, cols != 64, round);
   for (const Kernels* kernels : usable_kernels()) {
     for (const int64_t tokens : {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 16, 17, 25, 32, 33, 67}) {
+      if (!kAll && tokens % 4 != 1 && tokens != 67) continue;
       product.check(*kernels, kind.name, 0, tokens, 0, Product::kPanels, Store::kSet);
       product.check(*kernels, kind.name, tokens % 2 ? 15 : 3, tokens, 1, 6, Store::kAdd);
     }
@@ -261,6 +262,7 @@ TEST(products) {
   for (const Kind& kind : kKinds) {
     for (const int64_t cols : {64, 160, 37, 576}) {
       if (kind.group != 0 ? cols % kind.group != 0 : cols == 576 && kind.layout != Layout::kBF16) continue;
+      if (!kAll && cols == 576) continue;
       check_products(kind, cols, ++seed, false);
       if (kind.group != 0) check_products(kind, cols, seed, true);
     }
@@ -271,13 +273,14 @@ TEST(products) {
 TEST(large_bfloat_products) {
   constexpr int64_t kTokens = 530, kPanels = 20, kRows = kPanels * kLanes - 7;
   for (const auto& [format, cols] : {std::pair{HD_BF16, 1370}, {HD_Q4_0, 1376}, {HD_Q5_1, 1312}}) {
+    if (!kAll && format != HD_Q4_0) continue;
     Random random{27};
     const std::vector<uint8_t> data = random_tensor(random, *format_info(format), kRows, cols);
     Arena arena;
     ThreadTeam team(1);
     const Matrix w = pack_matrix({format_info(format), data.data(), nullptr, 0}, kRows, cols, false, arena, team);
     const std::vector<float> x = normals(random, kTokens * cols);
-    check_tables(format_info(format)->name, [&](const Kernels& kernels) {
+    const auto product = [&](const Kernels& kernels) {
       QuantizedBuffer buffer;
       buffer.reserve(kernels, kTokens, cols, kRounded);
       for (int64_t t = 0; t < kTokens; ++t) buffer.prepare(kernels, x.data() + t * cols, cols, t, kRounded);
@@ -286,7 +289,13 @@ TEST(large_bfloat_products) {
       kernels.matmul(w, from_token(buffer.view(), 0, true), kTokens, 1, kPanels, Store::kSet, out.data(),
                      kPanels * kLanes, memory.allocate(kernels.matmul_scratch(w)));
       return out;
-    });
+    };
+    const auto tables = usable_kernels();
+    const Kernels* twin = kAll ? kernels_portable() : tables.front();  // half a minute under a sanitizer
+    const std::vector<float> expected = product(*twin);
+    for (const Kernels* kernels : tables)
+      if (kernels != twin && kernels != kernels_portable())
+        check_same(*kernels, format_info(format)->name, expected, product(*kernels));
   }
 }
 
