@@ -45,10 +45,9 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
 
 static size_t matmul_scratch(const Matrix& w) {
 #if defined(HD_AMX)
-  const size_t panel =
-      static_cast<size_t>(w.padded_cols) * kLanes + static_cast<size_t>(w.padded_cols / w.group) * kLanes * 8;
-  if (w.integer()) return std::max(panel, kBf16Scratch);
-  return w.layout == Layout::kBF16 ? kBf16Scratch : 64;
+  if (!w.integer()) return w.layout == Layout::kBF16 ? kBf16Scratch : 64;
+  const auto cols = static_cast<size_t>(w.padded_cols), groups = cols / static_cast<size_t>(w.group);
+  return std::max((cols + groups * 2 * sizeof(float)) * kLanes, kBf16Scratch);  // a panel as tiles
 #else
   return w.integer() ? rounded_panel_bytes(w) : 64;
 #endif
