@@ -140,9 +140,13 @@ def main(arguments: list[str] | None = None) -> None:
         if not args.quick:
             save(document, args.out)
     if args.quality_tokens:
-        document["quality"] = quality.measure(document["quality"], args.quality_tokens, models, pythons, args.threads)
-        if not args.quick:
-            save(document, args.out)
+
+        def keep(found: dict[str, Any]) -> None:
+            document["quality"] = found
+            if not args.quick:
+                save(document, args.out)
+
+        quality.measure(document["quality"], args.quality_tokens, models, pythons, args.threads, keep)
     if document["rows"]:
         print(markdown(document, CHART))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ def measure(
     models: Models,
     pythons: Pythons,
     threads: int,
+    keep: Callable[[dict[str, Any]], None],
     formats: tuple[str, ...] = FORMATS,
-) -> dict[str, Any]:
-    """ "ENGINE FORMAT" -> {"kl", "tokens", "version"}; what `known` has for at least as many tokens of the same version
-    of an engine is not measured again."""
+) -> None:
+    """Gives keep() "ENGINE FORMAT" -> {"kl", "tokens", "version"} after every window, of all windows so far; what
+    `known` has for at least as many tokens of the same version of an engine is not measured again."""
     result = dict(known)
     reference = Worker(sys.executable, SCRIPTS[HERDER])
     path = str(default_model())
@@ -75,9 +77,12 @@ def measure(
             for j, (_, entry) in enumerate(entries):
                 assert entry.worker
                 totals[j] += entry.worker.ask("logits", tokens=piece, path=logits, write=False)["kl"]
+            so_far = (i + 1) * WINDOW
+            for (name, entry), total in zip(entries, totals, strict=True):
+                version = entry.about["version"]
+                result[f"{name} {entry.kind}"] = {"kl": total / so_far, "tokens": so_far, "version": version}
+            keep(result)
             print(f"  window {i + 1} of {len(pieces)}", file=sys.stderr)
-    for (name, entry), total in zip(entries, totals, strict=True):
+    for _, entry in entries:
         entry.close()
-        result[f"{name} {entry.kind}"] = {"kl": total / done, "tokens": done, "version": entry.about["version"]}
     reference.close()
-    return result
