@@ -15,6 +15,8 @@ from bench.models import ROOT, Models
 from bench.peers import Worker
 from bench.prompts import SPECULATION
 from bench.rows import OPENVINO, Row
+from herder.runtime.packing import store
+from herder.weights.source import open_model
 
 HERDER, LLAMA, VINO = "Herder", "llama.cpp", "OpenVINO"
 SCRIPTS = {HERDER: "worker_herder.py", LLAMA: "peer_llamacpp.py", VINO: "peer_openvino.py"}
@@ -170,9 +172,20 @@ def compare(row: Row, models: Models, pythons: Pythons, threads: int, rounds: in
 
 
 def start(row: Row, models: Models, pythons: Pythons, threads: int, rounds: int) -> dict[str, Any]:
-    """From before the process is made to its first token on standard output, the files in the page cache."""
+    """From before the process is made to its first token on standard output, the files in the page cache. Herder's
+    weights have been packed before, with what `herder pack` does; what that leaves on disk is removed."""
     path = models.file(row.shape, row.formats[0])
     entries = [Entry(engine, row.formats[0], path) for engine in SCRIPTS]
+    entries[0].call = {"packed": True}
+    with open_model(path) as files:
+        packed, _ = store(files)
+    try:
+        return _starts(row, entries, path, pythons, threads, rounds)
+    finally:
+        packed.unlink()
+
+
+def _starts(row: Row, entries: list[Entry], path: Path, pythons: Pythons, threads: int, rounds: int) -> dict[str, Any]:
     for i in range(rounds + 1):
         print(f"  round {i} of {rounds}" if i else "  warming up", file=sys.stderr)
         for entry in entries if i % 2 == 0 else entries[::-1]:

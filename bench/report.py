@@ -104,7 +104,8 @@ def markdown(document: dict[str, Any], chart: str) -> str:
         "",
         f"Limits when the first row was measured: {some['bandwidth'] / 1e9:.1f} GB/s, {some['int8_ops'] / 1e12:.2f} "
         "int8 TOPS. The shapes of 1B (Llama 3.2) and 8B (Llama 3.1) have random weights. Herder's figures include "
-        "sampling; llama.cpp's are `llama_decode` alone; OpenVINO's are those it reports. All read the same files; "
+        "sampling, and its start is one of weights that `herder pack` has packed before; llama.cpp's are "
+        "`llama_decode` alone; OpenVINO's are those it reports. All read the same files; "
         "bfloat16, which OpenVINO's reader refuses, it gets as float16.",
     ]
     if quality:
