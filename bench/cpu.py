@@ -7,8 +7,9 @@
 The interpreters are those of bench/README.md. Every run merges its rows into docs/benchmarks.json, so the table can be
 made in slices; without --rows it is all of them. A row first tries every peer in every format and setting (kept for
 later runs of the row, unless --retry), then interleaves the best ones with Herder, in an order that turns from round to
-round; the figures are medians. --prepare only makes the model files. --quality-tokens measures divergences
-(bench/quality.py) after the rows, or alone with --rows none.
+round; the figures are medians. Engines that do not fit in memory together are loaded anew for each measurement.
+--prepare only makes the model files. --quality-tokens measures divergences (bench/quality.py) after the rows, or alone
+with --rows none.
 """
 
 from __future__ import annotations

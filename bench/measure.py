@@ -6,7 +6,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,11 @@ class Entry:
         if row.what == "decode":
             arguments |= {"gen": row.gen, "streams": row.streams}
         return float(self.worker.ask(row.what, **arguments, **self.call)["seconds"])
+
+    def limits(self) -> dict[str, float]:
+        """Of this machine, now; Herder's worker alone measures them."""
+        assert self.worker, "open first"
+        return self.worker.ask("limits")
 
     def record(self) -> dict[str, Any]:
         return {
@@ -152,23 +157,52 @@ def compare(row: Row, models: Models, pythons: Pythons, threads: int, rounds: in
     chosen = best(entries)
     for entry in chosen:
         entry.seconds = []
-        entry.open(row, pythons, threads)
-        entry.time(row)
-    ours = chosen[0].worker
-    assert ours
-    limits: list[dict[str, float]] = []
-    for i in range(rounds):
-        print(f"  round {i + 1} of {rounds}", file=sys.stderr)
-        limits.append(ours.ask("limits"))
-        for entry in chosen if i % 2 == 0 else chosen[::-1]:
-            entry.seconds.append(entry.time(row))
-    for entry in chosen:
-        entry.close()
+    limits = (by_turns if row.apart else together)(row, chosen, pythons, threads, rounds)
     return {
         "limits": {name: statistics.median(one[name] for one in limits) for name in limits[0]},
         "model": chosen[0].about["model"],
         "entries": [entry.record() for entry in chosen],
     }
+
+
+def orders(entries: list[Entry], rounds: int) -> Iterator[list[Entry]]:
+    """The order of each round: forwards, then backwards, and so on."""
+    for i in range(rounds):
+        print(f"  round {i + 1} of {rounds}", file=sys.stderr)
+        yield entries if i % 2 == 0 else entries[::-1]
+
+
+def together(row: Row, entries: list[Entry], pythons: Pythons, threads: int, rounds: int) -> list[dict[str, float]]:
+    """Measures entries that are all in memory, each after one measurement to warm up. The limits of each round, by the
+    first entry."""
+    for entry in entries:
+        entry.open(row, pythons, threads)
+        entry.time(row)
+    limits = []
+    for order in orders(entries, rounds):
+        limits.append(entries[0].limits())
+        for entry in order:
+            entry.seconds.append(entry.time(row))
+    for entry in entries:
+        entry.close()
+    return limits
+
+
+def by_turns(row: Row, entries: list[Entry], pythons: Pythons, threads: int, rounds: int) -> list[dict[str, float]]:
+    """The same with one entry in memory at a time, loaded and warmed up anew in every round."""
+    # A short decode is enough: the measured one computes its own prompt, of full length, before it is timed. Nothing
+    # comes before a prefill, so it takes one of the same length: a peer may keep buffers and code for each.
+    warm = row.trial() if row.what == "decode" else row
+    limits = []
+    for order in orders(entries, rounds):
+        for entry in order:
+            entry.open(row, pythons, threads)
+            entry.time(warm)
+            if entry is entries[0]:
+                limits.append(entry.limits())
+            entry.seconds.append(entry.time(row))
+            entry.close()
+    return limits
 
 
 def start(row: Row, models: Models, pythons: Pythons, threads: int, rounds: int) -> dict[str, Any]:
@@ -196,8 +230,7 @@ def _starts(row: Row, entries: list[Entry], path: Path, pythons: Pythons, thread
     for entry in entries:
         entry.open(row, pythons, threads)
         if entry.engine == HERDER:
-            assert entry.worker
-            limits = entry.worker.ask("limits")
+            limits = entry.limits()
         entry.close()
     return {
         "limits": limits,
@@ -228,9 +261,8 @@ def speculation(row: Row, models: Models, pythons: Pythons, threads: int, rounds
     about = worker.ask("load", path=str(path), threads=threads, tokens=1024)
     limits = worker.ask("limits")
     tokens: list[int] = []
-    for i in range(rounds):
-        print(f"  round {i + 1} of {rounds}", file=sys.stderr)
-        for entry in entries if i % 2 == 0 else entries[::-1]:
+    for order in orders(entries, rounds):
+        for entry in order:
             question = {"path": str(path), "threads": threads, "text": SPECULATION[row.text], "gen": row.gen}
             answer = worker.ask("speculate", **question, **entry.call)
             entry.seconds.append(answer["seconds"])

@@ -44,6 +44,11 @@ class Row:
         """Herder alone: its peer is its own plain decoding."""
         return self.what == "speculate"
 
+    @property
+    def apart(self) -> bool:
+        """The engines do not fit in memory together, so each is loaded anew for each of its measurements."""
+        return self.shape == EIGHT
+
     def trial(self) -> Row:
         """A shorter one, to find which setting is fastest."""
         short = self.shape == EIGHT or (self.shape == ONE and self.what == "prefill")
