@@ -32,6 +32,7 @@ from herder.engine.engine import Engine
 from herder.engine.scheduler import Policy
 from herder.runtime import abi
 from herder.runtime.native import load_model
+from herder.runtime.prompts import PromptDtype
 from herder.weights.source import open_model
 
 
@@ -45,7 +46,7 @@ class Measured:
         tokens: int,
         isa: str | None = None,
         compute: Literal["auto", "float32"] = "auto",
-        prompt_dtype: Literal["auto", "int8", "bfloat16"] = "auto",
+        prompt_dtype: PromptDtype = "auto",
     ) -> None:
         self.path = path
         with open_model(Path(path)) as files:

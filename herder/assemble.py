@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 from herder.cache.plan import BATCH_TOKENS, SEQUENCES, KVPlan, plan_kv
 from herder.core import machine
@@ -20,12 +20,12 @@ from herder.core.request import Sampling
 if TYPE_CHECKING:
     from herder.core.batch import Executor
     from herder.llm import LLM
+    from herder.runtime.prompts import PromptDtype
     from herder.weights.source import ModelFiles
 
 T = TypeVar("T")
 Runtime = Literal["native", "torch"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-PromptDtype = Literal["auto", "int8", "bfloat16"]
 Progress = Callable[[str, int, int | None], None]  # what is being done, how much of it, of how much (bytes)
 
 DTYPES: dict[str, tuple[str, ...]] = {
@@ -123,6 +123,8 @@ def footprint(
 
 def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto", prompt_dtype: str = "auto") -> None:
     """Raises UsageError for a runtime that is none, or a device, dtype or prompt_dtype that it does not have."""
+    from herder.runtime import prompts
+
     if runtime not in DTYPES:
         raise UsageError(f"runtime is {runtime!r}: must be {' or '.join(map(repr, DTYPES))}")
     if dtype not in DTYPES[runtime]:
@@ -131,13 +133,9 @@ def check_runtime(runtime: str, device: str = "auto", dtype: str = "auto", promp
         raise UsageError(f"dtype is {dtype!r}: runtime {runtime!r} has {known}{where}")
     if runtime == "native" and device not in ("auto", "cpu"):
         raise UsageError(f"device is {device!r}: runtime 'native' runs on the CPU; runtime='torch' runs on GPUs")
-    if prompt_dtype not in get_args(PromptDtype):
-        known = ", ".join(map(repr, get_args(PromptDtype)))
-        raise UsageError(f"prompt_dtype is {prompt_dtype!r}: must be one of {known}")
+    prompts.check(prompt_dtype, float32=runtime == "native" and dtype == "float32")
     if prompt_dtype != "auto" and runtime != "native":
         raise UsageError(f"prompt_dtype is {prompt_dtype!r}: runtime {runtime!r} has none, leave it at 'auto'")
-    if prompt_dtype != "auto" and dtype == "float32":
-        raise UsageError(f"prompt_dtype is {prompt_dtype!r}: float32 computes prompts in float32, leave it at 'auto'")
 
 
 @dataclass(frozen=True, slots=True)

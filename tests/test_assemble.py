@@ -39,6 +39,8 @@ def test_wrong_arguments_are_refused_before_anything_is_opened() -> None:
         load("nowhere", prompt_dtype="int4")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="prompt_dtype is 'int8': runtime 'torch' has none, leave it at 'auto'"):
         load("nowhere", runtime="torch", prompt_dtype="int8")
+    with pytest.raises(UsageError, match="prompt_dtype is 'int8': runtime 'torch' has none, leave it at 'auto'"):
+        load("nowhere", runtime="torch", dtype="float32", prompt_dtype="int8")
     with pytest.raises(UsageError, match="prompt_dtype is 'bfloat16': float32 computes prompts in float32"):
         load("nowhere", dtype="float32", prompt_dtype="bfloat16")
     with pytest.raises(UsageError, match="threads is -1"):

@@ -288,7 +288,7 @@ def test_what_is_refused_at_loading(path: Path) -> None:
         load(path, isa="mmx")
     with pytest.raises(UsageError, match="threads"):
         load(path, threads=-3)
-    with pytest.raises(UsageError, match="prompt_dtype is 'int4': must be 'auto', 'int8' or 'bfloat16'"):
+    with pytest.raises(UsageError, match="prompt_dtype is 'int4': must be one of 'auto', 'int8', 'bfloat16'"):
         load(path, prompt_dtype="int4")
     with pytest.raises(UsageError, match="prompt_dtype is 'int8': float32 computes prompts in float32"):
         load(path, compute="float32", prompt_dtype="int8")
