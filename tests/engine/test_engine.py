@@ -3,46 +3,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from herder.core.batch import Batch, Limits, Output
+from herder.core.batch import Batch, Limits
 from herder.core.errors import ContextOverflow, UsageError
 from herder.core.request import Evaluated, Evaluation, Event, FinishReason, NewToken, Request, Sampling
 from herder.engine.engine import Engine
 from herder.engine.scheduler import Policy
 from herder.runtime.fake import FakeExecutor, FakeModel, reference
+from tests.engine.waiting import GatedExecutor, eventually
 
 LIMITS = Limits(pages=64, context=1024, batch_tokens=128, batch_chunks=16, vocab=1000)
 
 
-class GatedExecutor(FakeExecutor):
-    """Waits in result() until the test lets it go on; an open gate lets everything through."""
-
-    def __init__(self, limits: Limits = LIMITS) -> None:
-        super().__init__(limits)
-        self.gate = threading.Event()
-        self.gate.set()
-        self.entered = threading.Event()
-        self.interrupted = False
-
-    def result(self, ticket: object) -> list[Output]:
-        self.entered.set()
-        assert self.gate.wait(30)
-        if self.interrupted:
-            raise RuntimeError("interrupted")
-        return super().result(ticket)  # type: ignore[arg-type]
-
-    def interrupt(self) -> None:
-        self.interrupted = True
-        self.gate.set()
-
-
 @pytest.fixture
 def executor() -> GatedExecutor:
-    return GatedExecutor()
+    return GatedExecutor(LIMITS)
 
 
 @pytest.fixture
@@ -59,14 +37,6 @@ def tokens(events: list[Event]) -> list[int]:
 
 def alone(request: Request, seed: int = 0) -> list[int]:
     return reference(FakeModel(1000), request.prompt, request.max_tokens or 0, request.sampling, seed)
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never happened")
 
 
 def requests(count: int) -> list[Request]:

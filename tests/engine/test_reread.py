@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from herder.core.batch import PAGE_TOKENS, Batch, Limits, Output
+from herder.core.batch import PAGE_TOKENS, Batch, Limits
 from herder.core.config import LayerPlan
 from herder.core.request import Evaluation, FinishReason, Image, NewToken, Request
 from herder.engine import engine as engine_module
@@ -18,6 +15,7 @@ from herder.engine.loop import Loop
 from herder.engine.scheduler import Policy
 from herder.engine.sequence import Sequence
 from herder.runtime.fake import FakeExecutor, FakeModel, reference
+from tests.engine.waiting import GatedExecutor, eventually
 
 LIMITS = Limits(pages=32, context=512, batch_tokens=64, batch_chunks=8, vocab=97, prompts_apart=True)
 LOCAL = replace(LIMITS, local_pages=12, local=LayerPlan(window=2 * PAGE_TOKENS))
@@ -142,45 +140,22 @@ def test_a_failure_is_nobodys_and_ends_that_answer() -> None:
     assert loop.scheduler.cache.local_pool.free == LOCAL.local_pages
 
 
-class Slow(FakeExecutor):
-    """Waits in a batch that reads again (its chunk has no request) until it is interrupted or let go."""
-
-    def __init__(self) -> None:
-        super().__init__(LIMITS)
-        self.reading, self.go = threading.Event(), threading.Event()
-        self.interrupted = False
-
-    def result(self, ticket: object) -> list[Output]:
-        if ticket.batch.chunks[0].seq == 0:  # type: ignore[attr-defined]
-            self.reading.set()
-            assert self.go.wait(30)
-            if self.interrupted:
-                raise RuntimeError("interrupted")
-        return super().result(ticket)  # type: ignore[arg-type]
-
-    def interrupt(self) -> None:
-        self.interrupted = True
-        self.go.set()
-
-
-def eventually(true: Callable[[], bool]) -> None:
-    for _ in range(3000):
-        if true():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it never happened")
+def rereads(batch: Batch) -> bool:
+    """Its chunk has no request."""
+    return batch.chunks[0].seq == 0
 
 
 def test_the_engine_reads_when_nobody_has_come_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "REST", 0.01)
     request = Request(prompt(70), max_tokens=150)
-    executor = Slow()
+    executor = GatedExecutor(LIMITS, rereads)
+    executor.gate.clear()
     with Engine(executor) as engine:
         events, _ = engine.submit(request).result()
-        assert executor.reading.wait(30)
+        assert executor.entered.wait(30)
         assert engine.stats().running == engine.stats().waiting == 0
         waiting = engine.submit(Request(prompt(5), max_tokens=3))  # comes while a step is under way
-        executor.go.set()
+        executor.gate.set()
         assert waiting.result()[1].reason is FinishReason.LENGTH
         eventually(lambda: engine.stats().pages_cached == 6)
         got = tuple(event.token for event in events if isinstance(event, NewToken))
@@ -192,11 +167,12 @@ def test_the_engine_reads_when_nobody_has_come_for_a_while(monkeypatch: pytest.M
 
 def test_closing_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "REST", 0.01)
-    executor = Slow()
+    executor = GatedExecutor(LIMITS, rereads)
+    executor.gate.clear()
     engine = Engine(executor)
     engine.submit(Request(prompt(70), max_tokens=150)).result()
     engine.submit(Request(prompt(70, 1), max_tokens=150)).result()
-    assert executor.reading.wait(30)
+    assert executor.entered.wait(30)
     batches = executor.batches
     engine.close()
     assert executor.closed and executor.interrupted and executor.batches == batches
