@@ -10,6 +10,7 @@
 
 namespace herder::HD_ISA_NAMESPACE {
 
+#if !defined(HD_AMX)
 // A unit of a panel: [kUnit / 2 pairs of inputs][16 rows][2]. The slow twin of the one for tiles.
 template <Layout L, int G, bool Min>
 inline void round_unit(const PanelKernel<L, G, Min>&, const Matrix& w, const uint8_t* unit, uint16_t* out) {
@@ -37,7 +38,6 @@ inline void round_unit(const PanelKernel<L, G, Min>&, const Matrix& w, const uin
   }
 }
 
-#if !defined(HD_AMX)
 inline size_t rounded_panel_bytes(const Matrix& w) { return static_cast<size_t>(w.padded_cols) * kLanes * 2; }
 
 template <Layout L, int G, bool Min>
