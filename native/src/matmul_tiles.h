@@ -102,6 +102,16 @@ HD_INLINE void tile_store(int32_t (&part)[kPart]) {
   asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "=m"(part) : "r"(part), "r"(int64_t{64}), "i"(T));
 }
 
+struct Ahead {
+  const uint8_t* at = nullptr;
+  const uint8_t* end = nullptr;
+  int lines = 0;
+
+  HD_INLINE void ask() {
+    for (int i = 0; i < lines; ++i, at += 64) _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
+  }
+};
+
 // The products of one panel with 16 tokens.
 //
 // Tiles come back through memory, and multiplying and storing them takes the issue port of half the vector arithmetic:
@@ -120,6 +130,7 @@ struct TileBlock {
   const float* fields;
   const uint8_t* codes;
   const float *scales, *minima;
+  Ahead ahead;
 
   // Group g of the unit at q into tile g % 2.
   template <int g>
@@ -174,7 +185,10 @@ struct TileBlock {
     unrolled<kTileTokens>([&](auto t) __attribute__((always_inline)) { total[t] = f_zero(); });
     int64_t put = 0, take = 0;
     while (put < units && put < kBehind) step<true, false>(put++, 0, ring, total);
-    while (put < units) step<true, true>(put++, take++, ring, total);
+    while (put < units) {
+      ahead.ask();
+      step<true, true>(put++, take++, ring, total);
+    }
     tile_store<(kGroups - 1) % 2>(ring[(put - 1) % kRing][kGroups - 1]);
     while (take < units) step<false, true>(0, take++, ring, total);
   }
@@ -182,9 +196,9 @@ struct TileBlock {
 
 template <int G, bool Min>
 HD_INLINE void tile_block(const Matrix& w, const Activations& a, const PanelBuffer& b, int64_t token, int64_t tokens,
-                          int64_t panel, Store store, float* out, int64_t out_stride) {
+                          int64_t panel, const Ahead& ahead, Store store, float* out, int64_t out_stride) {
   F total[kTileTokens];
-  TileBlock<G, Min>{a.tokens, a.q + token * kUnit, a.fields + token, b.codes, b.scales, b.minima}.run(
+  TileBlock<G, Min>{a.tokens, a.q + token * kUnit, a.fields + token, b.codes, b.scales, b.minima, ahead}.run(
       w.padded_cols / kUnit, total);
   out += token * out_stride + panel * kLanes;
   unrolled<kTileTokens>([&](auto t) __attribute__((always_inline)) {
@@ -200,9 +214,12 @@ void matmul_tiles(const PanelKernel<L, G, Min>&, const Matrix& w, const Activati
   for (int64_t panel = begin; panel < end; ++panel) {
     unpack_panel<PanelKernel<L, G, Min>, L, G, Min>(w, panel, buffer);
     asm volatile("" ::: "memory");  // tile_load does not say what it reads: keep the stores above it
-    for (int64_t t = 0; t < tokens; t += kTileTokens)
-      tile_block<G, Min>(w, a, buffer, t, tokens - t < kTileTokens ? tokens - t : kTileTokens, panel, store, out,
+    for (int64_t t = 0; t < tokens; t += kTileTokens) {
+      Ahead ahead;
+      if (t == 0) ahead = {w.data + static_cast<size_t>(panel + 1) * w.panel_bytes, nullptr, static_cast<int>(w.unit_bytes()/64)};
+      tile_block<G, Min>(w, a, buffer, t, tokens - t < kTileTokens ? tokens - t : kTileTokens, panel, ahead, store, out,
                          stride);
+    }
   }
   _tile_release();
 }

@@ -34,7 +34,6 @@ constexpr Kind kKinds[] = {
     {"8-bit, 32", Layout::kByte, 32, false, 128, 255},
     {"8-bit, 32, zero 16", Layout::kByte, 32, false, 16, 31},
     {"8-bit, 32, minima", Layout::kByte, 32, true, 0, 127},
-    {"8-bit, 16", Layout::kByte, 16, false, 32, 63},
     {"float32", Layout::kF32, 0, false, 0, 0},
     {"float16", Layout::kF16, 0, false, 0, 0},
     {"bfloat16", Layout::kBF16, 0, false, 0, 0},
