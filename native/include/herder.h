@@ -25,7 +25,7 @@ extern "C" {
 #endif
 
 #define HD_ABI_VERSION 4
-#define HD_LAYOUT_VERSION 1 /* of what hd_pack writes: results stored under another are not used */
+#define HD_LAYOUT_VERSION 2 /* of what hd_pack writes: results stored under another are not used */
 #define HD_PAGE_TOKENS 32   /* tokens in one KV page; also the block over which attention reduces */
 
 typedef enum hd_status {

@@ -5,6 +5,9 @@
 // are multiples of 2^-24.
 #pragma once
 
+#if defined(HD_AMX)
+#include "lines.h"
+#endif
 #include "matmul_bf16.h"
 #include "matmul_integer.h"
 
@@ -59,17 +62,6 @@ void matmul_rounded(const PanelKernel<L, G, Min>& kernel, const Matrix& w, const
   }
 }
 #else
-// Memory that is going to be read.
-struct Lines {
-  const uint8_t *at, *end;
-
-  // Asks for some of it.
-  HD_INLINE void ask(int64_t lines) {
-    for (; lines > 0 && at < end; --lines, at += 64) _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T1);
-  }
-  int64_t count() const { return (end - at + 63) / 64; }
-};
-
 // The same for the panels of a product, as tiles of 32 inputs x 16 rows (1024 bytes). Eight rows and two inputs of each
 // share a vector, so that rounding two vectors into one leaves the words in their places.
 template <Layout L, int G, bool Min>

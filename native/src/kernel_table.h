@@ -37,7 +37,7 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
   with_panel_kernel(w, [&](auto kernel) {
     if (a.round) return matmul_rounded(kernel, w, a, tokens, begin, end, store, out, stride, scratch);
 #if defined(HD_AMX)
-    if (tokens >= kTileMinimum) return matmul_tiles(kernel, w, a, tokens, begin, end, store, out, stride, scratch);
+    if (tokens >= kTileMinimum) return matmul_tiles(kernel, w, a, tokens, begin, end, store, out, stride);
 #endif
     decltype(kernel)::matmul(w, a, tokens, begin, end, store, out, stride, scratch);
   });
@@ -45,9 +45,7 @@ static void matmul(const Matrix& w, const Activations& a, int64_t tokens, int64_
 
 static size_t matmul_scratch(const Matrix& w) {
 #if defined(HD_AMX)
-  if (!w.integer()) return w.layout == Layout::kBF16 ? kBf16Scratch : 64;
-  const auto cols = static_cast<size_t>(w.padded_cols), groups = cols / static_cast<size_t>(w.group);
-  return std::max((cols + groups * 2 * sizeof(float)) * kLanes, kBf16Scratch);  // a panel as tiles
+  return w.integer() || w.layout == Layout::kBF16 ? kBf16Scratch : 64;
 #else
   return w.integer() ? rounded_panel_bytes(w) : 64;
 #endif

@@ -301,10 +301,8 @@ HD_INLINE void with_panel_kernel(const Matrix& w, Fn f) {
     w.has_min ? f(PanelKernel<Layout::kNibble, 16, true>{}) : f(PanelKernel<Layout::kNibble, 16, false>{});
   } else if (w.layout == Layout::kNibbleTable) {
     f(PanelKernel<Layout::kNibbleTable, 32, false>{});
-  } else if (w.group == 32) {
-    w.has_min ? f(PanelKernel<Layout::kByte, 32, true>{}) : f(PanelKernel<Layout::kByte, 32, false>{});
   } else {
-    f(PanelKernel<Layout::kByte, 16, false>{});
+    w.has_min ? f(PanelKernel<Layout::kByte, 32, true>{}) : f(PanelKernel<Layout::kByte, 32, false>{});
   }
 }
 

@@ -1,16 +1,17 @@
 // Integer matrix products with AMX tiles, for blocks of many tokens: the same sums as matmul_integer.h, bit for bit.
 //
-// A panel's codes are unpacked once to signed bytes [quads][16 rows][4] and its scales to float32. For 16 tokens, each
-// weight group is one tile product (int32 is exact, so the tile's own order does not matter); the group's result is
-// then scaled and added in the order of matmul_integer.h, with the 16 accumulators of the tokens in registers.
+// A part of a panel is unpacked for all tokens, its codes to signed bytes [quads][16 rows][4], its scales to float32.
+// For 16 tokens, each weight group is one tile product (int32 is exact, so the tile's own order does not matter); the
+// group's result is then scaled and added in the order of matmul_integer.h, with the tokens' accumulators in registers.
 #pragma once
 
+#include "lines.h"
 #include "matmul_integer.h"
 
 namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int kTileTokens = 16;
-constexpr int kTileMinimum = 25;  // fewer tokens than this do not repay unpacking the panel
+constexpr int kTileMinimum = 13;  // fewer tokens than this are faster one panel after the other (PanelKernel::few)
 
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0;
@@ -32,29 +33,17 @@ HD_INLINE void configure_tiles() {
   asm volatile("ldtilecfg %0" ::"m"(config));
 }
 
-struct PanelBuffer {
-  uint8_t* codes;  // [padded_cols / 4][64]
-  float* scales;   // [padded_cols / group][16]
-  float* minima;   // same, or null
-};
+constexpr int64_t kPartUnits = 8;     // of a panel, taken apart at a time: 8 KB of codes
+constexpr int64_t kPassTokens = 256;  // tokens that a part is taken apart for: their sums are 16 KB
 
-HD_INLINE PanelBuffer panel_buffer(const Matrix& w, uint8_t* scratch) {
-  PanelBuffer b;
-  b.codes = scratch;
-  b.scales = reinterpret_cast<float*>(scratch + static_cast<size_t>(w.padded_cols) * kLanes);
-  b.minima = b.scales + static_cast<size_t>(w.padded_cols / w.group) * kLanes;
-  return b;
-}
-
+// `units` of a panel, from s on: codes [unit][16 quads][64], scales and minima [unit][kUnit / G][16].
 template <class Panel, Layout L, int G, bool Min>
-HD_INLINE void unpack_panel(const Matrix& w, int64_t panel, const PanelBuffer& out) {
-  const uint8_t* s = w.data + static_cast<size_t>(panel) * w.panel_bytes;
-  uint8_t* code = out.codes;
-  float *scale = out.scales, *minimum = out.minima;
+HD_INLINE void unpack_part(const Matrix& w, const uint8_t* s, int64_t units, uint8_t* code, float* scale,
+                           float* minimum) {
   const uint8_t shift = static_cast<uint8_t>(L == Layout::kNibble ? w.zero : L == Layout::kNibbleTable ? 0 : w.zero);
   B table;
   if constexpr (L == Layout::kNibbleTable) table = b_table(w.table);
-  for (int64_t unit = 0; unit < w.padded_cols / kUnit; ++unit, s += Panel::kUnitBytes) {
+  for (; units > 0; --units, s += Panel::kUnitBytes) {
     for (int g = 0; g < Panel::kGroups; ++g) {
       f_store(scale, f_load_f16(reinterpret_cast<const uint16_t*>(s) + g * kLanes));
       scale += kLanes;
@@ -102,28 +91,31 @@ HD_INLINE void tile_store(int32_t (&part)[kPart]) {
   asm volatile("tilestored %%tmm%c3, (%1,%2,1)" : "=m"(part) : "r"(part), "r"(int64_t{64}), "i"(T));
 }
 
-// The products of one panel with 16 tokens.
+// The products of part of a panel with T tokens, 8 or 16; the tile has 16.
 //
 // Tiles come back through memory, and multiplying and storing them takes the issue port of half the vector arithmetic:
 // on Granite Rapids 28 cycles a group of 32 for the tile and 27 for scaling and adding, one after the other whatever
 // the order. So nothing else may stand in the way: the sums stay in registers, and while one group's tile is
 // multiplied, the vector units take the results of a group two units earlier, which need no waiting for.
-template <int G, bool Min>
+template <int G, bool Min, int T>
 struct TileBlock {
   static constexpr int kGroups = kUnit / G, kPerScale = kActivationGroup / G;
   static constexpr int kBehind = 2, kRing = 4;  // units
+  static constexpr int kAsked = 6;              // lines a group: a unit has 9 to 20
   using Ring = int32_t[kRing][kGroups][kPart];
-  using Totals = F[kTileTokens];
+  using Totals = F[T];
 
   const int64_t distance;  // of units and fields (Activations::tokens)
   const int8_t* q;
   const float* fields;
   const uint8_t* codes;
   const float *scales, *minima;
+  Lines next;  // asked for meanwhile
 
   // Group g of the unit at q into tile g % 2.
   template <int g>
   HD_INLINE void multiply() {
+    next.ask(kAsked);
     tile_load<4 + g % 2 * 2>(q + g * G, kUnit);
     tile_load<5 + g % 2 * 2>(codes + g * G * kLanes, 64);
     tile_zero<g % 2>();
@@ -155,11 +147,11 @@ struct TileBlock {
     unrolled<kGroups>([&](auto g) __attribute__((always_inline)) {
       const int32_t* part = ring[take % kRing][g];
       if constexpr (Multiply) multiply<g>();
-      if constexpr (Add) add<g, 0, kTileTokens / 2>(part, total);
+      if constexpr (Add) add<g, 0, T / 2>(part, total);
       if constexpr (Multiply && g > 0) tile_store<(g - 1) % 2>(ring[put % kRing][g - 1]);
       if constexpr (Multiply && g == 0)
         if (put > 0) tile_store<(kGroups - 1) % 2>(ring[(put - 1) % kRing][kGroups - 1]);
-      if constexpr (Add) add<g, kTileTokens / 2, kTileTokens>(part, total);
+      if constexpr (Add) add<g, T / 2, T>(part, total);
     });
     if constexpr (Multiply) q += distance * kUnit, codes += kUnit * kLanes;
     if constexpr (Add) {
@@ -171,7 +163,6 @@ struct TileBlock {
 
   HD_INLINE void run(int64_t units, Totals& total) {
     alignas(64) Ring ring;
-    unrolled<kTileTokens>([&](auto t) __attribute__((always_inline)) { total[t] = f_zero(); });
     int64_t put = 0, take = 0;
     while (put < units && put < kBehind) step<true, false>(put++, 0, ring, total);
     while (put < units) step<true, true>(put++, take++, ring, total);
@@ -180,30 +171,77 @@ struct TileBlock {
   }
 };
 
-template <int G, bool Min>
-HD_INLINE void tile_block(const Matrix& w, const Activations& a, const PanelBuffer& b, int64_t token, int64_t tokens,
-                          int64_t panel, Store store, float* out, int64_t out_stride) {
-  F total[kTileTokens];
-  TileBlock<G, Min>{a.tokens, a.q + token * kUnit, a.fields + token, b.codes, b.scales, b.minima}.run(
-      w.padded_cols / kUnit, total);
-  out += token * out_stride + panel * kLanes;
-  unrolled<kTileTokens>([&](auto t) __attribute__((always_inline)) {
-    if (t < tokens) store_lanes(w, panel, total[t], store, out + t * out_stride);
-  });
-}
+// The products of up to kPassTokens tokens with a panel, part by part: a part's codes stay in the first-level cache for
+// all the tokens, whose sums wait there for the next.
+template <Layout L, int G, bool Min>
+class TilePanel {
+  using Panel = PanelKernel<L, G, Min>;
+
+ public:
+  TilePanel(const Matrix& w, const Activations& a, Store store, float* out, int64_t stride)
+      : w_(w), a_(a), store_(store), out_(out), stride_(stride) {}
+
+  // end: of the panels to come.
+  void run(int64_t token, int64_t tokens, int64_t panel, int64_t end) {
+    const int64_t units = w_.padded_cols / kUnit;
+    const uint8_t *from = at(panel), *last = at(end);
+    for (unit_ = 0; unit_ < units; unit_ += count_) {
+      count_ = units - unit_ < kPartUnits ? units - unit_ : kPartUnits;
+      unpack_part<Panel, L, G, Min>(w_, from, count_, codes_, scales_, minima_);
+      asm volatile("" ::: "memory");  // tile_load does not say what it reads: keep the stores above it
+      from += static_cast<size_t>(count_) * Panel::kUnitBytes;
+      Lines next{from, last};
+      for (int64_t t = 0; t < tokens; t += kTileTokens, next.at = last) {
+        const int64_t rest = tokens - t;
+        rest > kTileTokens / 2 ? add<kTileTokens>(token, t, rest, panel, next)
+                               : add<kTileTokens / 2>(token, t, rest, panel, next);
+      }
+    }
+  }
+
+ private:
+  const uint8_t* at(int64_t panel) const { return w_.data + static_cast<size_t>(panel) * w_.panel_bytes; }
+
+  // The part's products with a tile of T tokens, of which `rest` exist; stored when they are the last.
+  template <int T>
+  HD_INLINE void add(int64_t token, int64_t t, int64_t rest, int64_t panel, const Lines& next) {
+    F total[T];
+    float(*sum)[kLanes] = sums_ + t;
+    unrolled<T>([&](auto i) __attribute__((always_inline)) { total[i] = unit_ == 0 ? f_zero() : f_load(sum[i]); });
+    const int8_t* q = a_.q + (unit_ * a_.tokens + token + t) * kUnit;
+    const float* fields = a_.fields + unit_ * a_.tokens * kActivationFields + token + t;
+    TileBlock<G, Min, T>{a_.tokens, q, fields, codes_, scales_, minima_, next}.run(count_, total);
+    float* out = out_ + (token + t) * stride_ + panel * kLanes;
+    const bool last = (unit_ + count_) * kUnit == w_.padded_cols;
+    unrolled<T>([&](auto i) __attribute__((always_inline)) {
+      if (!last) {
+        f_store(sum[i], total[i]);
+      } else if (i < rest) {
+        store_lanes(w_, panel, total[i], store_, out + i * stride_);
+      }
+    });
+  }
+
+  const Matrix& w_;
+  const Activations& a_;
+  const Store store_;
+  float* const out_;
+  const int64_t stride_;
+  int64_t unit_ = 0, count_ = 0;  // the part
+  alignas(64) uint8_t codes_[kPartUnits * kUnit * kLanes];
+  alignas(64) float scales_[kPartUnits * Panel::kGroups * kLanes];
+  alignas(64) float minima_[Min ? kPartUnits * Panel::kGroups * kLanes : 1];
+  alignas(64) float sums_[kPassTokens][kLanes];
+};
 
 template <Layout L, int G, bool Min>
 void matmul_tiles(const PanelKernel<L, G, Min>&, const Matrix& w, const Activations& a, int64_t tokens, int64_t begin,
-                  int64_t end, Store store, float* out, int64_t stride, uint8_t* scratch) {
-  const PanelBuffer buffer = panel_buffer(w, scratch);
+                  int64_t end, Store store, float* out, int64_t stride) {
+  TilePanel<L, G, Min> products(w, a, store, out, stride);
   configure_tiles<G>();
-  for (int64_t panel = begin; panel < end; ++panel) {
-    unpack_panel<PanelKernel<L, G, Min>, L, G, Min>(w, panel, buffer);
-    asm volatile("" ::: "memory");  // tile_load does not say what it reads: keep the stores above it
-    for (int64_t t = 0; t < tokens; t += kTileTokens)
-      tile_block<G, Min>(w, a, buffer, t, tokens - t < kTileTokens ? tokens - t : kTileTokens, panel, store, out,
-                         stride);
-  }
+  for (int64_t panel = begin; panel < end; ++panel)
+    for (int64_t t = 0; t < tokens; t += kPassTokens)
+      products.run(t, tokens - t < kPassTokens ? tokens - t : kPassTokens, panel, end);
   _tile_release();
 }
 

@@ -138,10 +138,10 @@ Matrix plan_matrix(const FormatInfo& format, int64_t rows, int64_t cols, bool as
     w.panel_bytes = static_cast<size_t>(w.padded_cols) * kLanes * (w.layout == Layout::kF32 ? 4 : 2);
   } else {
     w.layout = format.bits == 8 ? Layout::kByte : format.table ? Layout::kNibbleTable : Layout::kNibble;
-    w.group = format.group;
+    w.group = format.lane_group;
     w.has_min = format.has_min;
     w.scaled_rows = !has_half_scales(format.id);
-    w.zero = format.table ? 128 : format.zero;
+    w.zero = format.table ? 128 : format.lane_zero;
     if (format.table) std::memcpy(w.table, format.table, 16);
     w.padded_cols = pad_to(cols, kUnit);
     w.panel_bytes = static_cast<size_t>(w.padded_cols / kUnit) * w.unit_bytes();

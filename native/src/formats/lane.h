@@ -15,6 +15,14 @@ struct LaneRow {
   float *exact_scale, *exact_minimum;
 };
 
+// How lane_row() leaves a format's codes: `group` of them share a scale, and `zero` is the code of level 0. Formats
+// keep their own, but 8-bit codes in groups of 16 are paired.
+template <BlockFormat F>
+struct Lane {
+  static constexpr bool paired = F::bits == 8 && F::group == 16;
+  static constexpr int group = paired ? 32 : F::group, zero = paired ? 128 : F::zero;
+};
+
 constexpr int kReadAhead = 2048;  // bytes of a row asked for ahead of time
 
 // The formats whose scales are float16 in the file keep them bit for bit: the first word of a block is its scale, the
@@ -43,22 +51,51 @@ static inline float raising_power(int32_t largest) {
   return std::ldexp(1.0f, 14 - (exponent < -100 ? -100 : exponent));  // keeps its inverse normal, too
 }
 
+constexpr int kFiner = 4;  // steps of a pair to one of its wider group
+constexpr int kPairedLevel = 128 / kFiner;
+
+// Neighbouring groups get one scale, a quarter of the wider one's: a token has one scale for 32 inputs, too, so that a
+// product then takes half the multiplications of int32 sums with scales. Levels of 6 bits leave room for it in 8. Those
+// of the wider group stay exact (but for -32 times a ratio of -4), those of the other are rounded to a quarter of its
+// step, which adds to the variance of rounding to six bits a sixteenth at the most.
+template <BlockFormat F>
+void pair_groups(uint8_t (&code)[F::block], float* scale) {
+  static_assert(F::zero <= kPairedLevel && F::table == nullptr && !F::has_min);
+  constexpr float kRound = 0x1.8p23f;  // adding it rounds to an integer, to nearest, in the low bits
+  for (int pair = 0; pair < F::block / (2 * F::group); ++pair) {
+    const float first = scale[2 * pair], second = scale[2 * pair + 1];
+    const float step = (std::fabs(first) < std::fabs(second) ? second : first) / kFiner;
+    scale[pair] = step;
+    const bool number = step != 0 && std::isfinite(step);
+    for (int half = 0; half < 2; ++half) {
+      const float ratio = number ? (half ? second : first) / step : 0.0f;
+      uint8_t* c = code + (2 * pair + half) * F::group;
+      for (int i = 0; i < F::group; ++i) {
+        const float level = static_cast<float>(c[i] - F::zero) * ratio + kRound;
+        const int32_t nearest = std::bit_cast<int32_t>(level) - std::bit_cast<int32_t>(kRound);
+        c[i] = static_cast<uint8_t>((nearest > 127 ? 127 : nearest) + 128);
+      }
+    }
+  }
+}
+
 // Takes `blocks` consecutive blocks apart. Returns the row's row_scale.
 template <BlockFormat F>
 float lane_row(const uint8_t* source, int64_t blocks, const LaneRow& out) {
-  constexpr int kGroups = F::block / F::group, kHalf = F::group / 2;
+  constexpr int kGroups = F::block / Lane<F>::group, kHalf = F::group / 2;
   uint8_t* codes = out.codes;
   for (int64_t b = 0; b < blocks; ++b, source += F::bytes) {
     uint8_t code[F::block];
-    float scale[kGroups], minimum[kGroups];
+    float scale[F::block / F::group], minimum[F::block / F::group];
     __builtin_prefetch(source + kReadAhead);
     F::unpack(source, code, scale, minimum);
+    if constexpr (Lane<F>::paired) pair_groups<F>(code, scale);
     if constexpr (has_half_scales(F::id)) {
       out.scale[b] = load_u16(source);
       if constexpr (F::has_min) out.minimum[b] = load_u16(source + 2);
     } else {
-      std::memcpy(out.exact_scale + b * kGroups, scale, sizeof scale);
-      if constexpr (F::has_min) std::memcpy(out.exact_minimum + b * kGroups, minimum, sizeof minimum);
+      std::memcpy(out.exact_scale + b * kGroups, scale, kGroups * sizeof(float));
+      if constexpr (F::has_min) std::memcpy(out.exact_minimum + b * kGroups, minimum, kGroups * sizeof(float));
     }
     if constexpr (F::bits == 8) {
       std::memcpy(codes, code, F::block);

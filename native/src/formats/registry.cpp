@@ -55,13 +55,13 @@ void expand_bf16(const uint8_t* source, int64_t count, float* out) {
 template <BlockFormat F>
 constexpr FormatInfo row() {
   static_assert(F::block <= kMaxBlock && F::block / F::group <= kMaxGroups);
-  return {F::id,      F::name, F::block, F::bytes,  F::bits,     F::group,
-          F::has_min, F::zero, F::table, F::unpack, lane_row<F>, expand_blocks<F>};
+  return {F::id,   F::name,  F::block,       F::bytes,      F::bits,   F::group,    F::has_min,
+          F::zero, F::table, Lane<F>::group, Lane<F>::zero, F::unpack, lane_row<F>, expand_blocks<F>};
 }
 
 constexpr FormatInfo float_row(int32_t id, const char* name, int32_t bytes,
                                void (*expand)(const uint8_t*, int64_t, float*)) {
-  return {id, name, 1, bytes, 0, 0, false, 0, nullptr, nullptr, nullptr, expand};
+  return {id, name, 1, bytes, 0, 0, false, 0, nullptr, 0, 0, nullptr, nullptr, expand};
 }
 
 constexpr FormatInfo kFormats[] = {

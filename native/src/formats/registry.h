@@ -11,7 +11,7 @@ namespace herder {
 struct LaneRow;
 
 // One storage format. The fields are those of formats/block.h; F32, F16 and BF16 are blocks of one value with bits,
-// group and zero 0 and neither unpack nor lane.
+// group and zero 0 and neither unpack nor lane. lane_group and lane_zero are group and zero of what lane gives.
 struct FormatInfo {
   int32_t id;
   const char* name;
@@ -20,6 +20,7 @@ struct FormatInfo {
   bool has_min;
   int32_t zero;
   const int8_t* table;
+  int32_t lane_group, lane_zero;
   void (*unpack)(const uint8_t* source, uint8_t* code, float* scale, float* minimum);
   // blocks consecutive blocks -> a lane of a panel; returns its row_scale (formats/lane.h).
   float (*lane)(const uint8_t* source, int64_t blocks, const LaneRow& out);
