@@ -65,9 +65,12 @@ struct QuantizedBuffer {
   int64_t rounded_bytes = 0, tokens = 0;
 
   void reserve(const Kernels& k, int64_t count, int64_t cols, uint32_t prepared);
-  void prepare(const Kernels& k, const float* x, int64_t n, int64_t token, uint32_t prepared) const {
-    if (prepared & kQuantized) k.quantize(x, n, q + token * kUnit, fields + token, tokens);
-    if (prepared & kRounded) k.round_bf16(x, n, rounded + token * rounded_bytes, tokens);
+  // Inputs begin .. end - 1 of a token at x; begin is a multiple of kUnit, as is end if it is not the last.
+  void prepare(const Kernels& k, const float* x, int64_t begin, int64_t end, int64_t token, uint32_t prepared) const {
+    const int64_t unit = begin / kUnit * tokens, block = begin / kRoundedBlock * tokens;
+    if (prepared & kQuantized)
+      k.quantize(x + begin, end - begin, q + (unit + token) * kUnit, fields + unit * kActivationFields + token, tokens);
+    if (prepared & kRounded) k.round_bf16(x + begin, end - begin, rounded + (block + token) * rounded_bytes, tokens);
   }
   Activations view() const;
   size_t bytes() const { return memory.bytes(); }

@@ -128,13 +128,14 @@ void Pass::gather(int thread, const Layer& l, const ExpertSlots& slots) {
   const FloatBuffer& in = single_ ? m.own_expert_in[self] : m.expert_in;
   const QuantizedBuffer& q = single_ ? m.own_q_expert_in[self] : m.q_expert_in;
   const int64_t count = m.config.expert_slots(tokens_);
-  const auto [begin, end] = single_ ? std::pair<int64_t, int64_t>{0, count} : share(thread, count);
-  for (int64_t slot = begin; slot < end; ++slot) {
+  const Inputs mine = single_ ? Inputs{0, count, 0, dim} : inputs(thread, count, dim);
+  for (int64_t slot = mine.first; slot < mine.last; ++slot) {
     const float* x = normed.row(slots.token[static_cast<size_t>(slot)]);
     const float scale = slots.scale[static_cast<size_t>(slot)];
     float* row = in.row(slot);
-    for (int64_t i = 0; i < dim; ++i) row[i] = x[i] * scale;
-    q.prepare(*m.kernels, row, dim, slot, prepared(slots.token[static_cast<size_t>(slot)], l.expert_inputs));
+    for (int64_t i = mine.begin; i < mine.end; ++i) row[i] = x[i] * scale;
+    q.prepare(*m.kernels, row, mine.begin, mine.end, slot,
+              prepared(slots.token[static_cast<size_t>(slot)], l.expert_inputs));
   }
   if (!single_) wait();
 }
@@ -266,12 +267,15 @@ void Pass::expert_up(int thread, const Layer& l, ExpertSlots& slots, size_t begi
   if (l.down_inputs == kFloat) return;
   const QuantizedBuffer& q = single_ ? m.own_q_expert_hidden[self] : m.q_expert_hidden;
   const int64_t first = slots.groups[begin].first, last = slots.groups[end - 1].first + slots.groups[end - 1].count;
-  const auto [from, to] = single_ ? std::pair<int64_t, int64_t>{0, last - first} : share(thread, last - first);
+  const int64_t width = m.config.expert_width();
+  const Inputs mine = single_ ? Inputs{0, last - first, 0, width} : inputs(thread, last - first, width);
   size_t g = begin;
-  for (int64_t slot = first + from; slot < first + to; ++slot) {
+  for (int64_t slot = first + mine.first; slot < first + mine.last; ++slot) {
     while (slot >= slots.groups[g].first + slots.groups[g].count) ++g;
-    q.prepare(k, m.expert_gate.row(slot), slots.groups[g][ExpertPart::kDown].cols, slot,
-              prepared(slots.token[static_cast<size_t>(slot)], l.down_inputs));
+    const int64_t there = std::min(mine.end, slots.groups[g][ExpertPart::kDown].cols);
+    if (mine.begin < there)
+      q.prepare(k, m.expert_gate.row(slot), mine.begin, there, slot,
+                prepared(slots.token[static_cast<size_t>(slot)], l.down_inputs));
   }
   if (!single_) wait();
 }

@@ -56,10 +56,11 @@ void Pass::outputs(int thread) {
     bool logits = false;
     for (int64_t r = 0; r < rows; ++r)
       logits |= (chunks_[output_rows_[static_cast<size_t>(begin + r)].chunk].want & ~HD_WANT_HIDDEN) != 0;
-    for (int64_t r = thread; r < rows; r += m.team->size()) {
-      k.rms_norm(m.x.row(output_rows_[static_cast<size_t>(begin + r)].token), m.final_norm, c.dim, c.norm_eps,
-                 m.outputs.row(r));
-      m.q_dim_in.prepare(k, m.outputs.row(r), c.dim, r, head.prepared());
+    const Inputs mine = inputs(thread, rows, c.dim);
+    for (int64_t r = mine.first; r < mine.last; ++r) {
+      const float* x = m.x.row(output_rows_[static_cast<size_t>(begin + r)].token);
+      const float* row = norm_part(thread, x, m.final_norm, c.dim, mine, m.outputs.row(r));
+      m.q_dim_in.prepare(k, row, mine.begin, mine.end, r, head.prepared());
     }
     wait();
     tap(thread, "final_norm", -1, m.outputs.data, rows, c.dim, m.outputs.stride);

@@ -43,6 +43,11 @@ struct AttentionItem {
   int32_t rows, part, begin, end;
 };
 
+// Inputs begin .. end - 1 of rows first .. last - 1; begin is a multiple of kUnit, as is end if it is not the last.
+struct Inputs {
+  int64_t first, last, begin, end;
+};
+
 struct OutputRow {
   int32_t chunk, index;  // output position `index` of the chunk
   int64_t token;         // row of the batch
@@ -130,6 +135,7 @@ class Pass {
   struct Done {
     bool rounded = false, rest = false;
   };
+  const float* norm_part(int thread, const float* x, const float* norm, int64_t width, const Inputs& part, float* out);
   Activations input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t reads,
                     QuantizedBuffer& shared, QuantizedBuffer& own, const Done& done);
   bool fuses_swiglu(const Layer& l, bool rounded) const;
@@ -152,6 +158,15 @@ class Pass {
   std::pair<int64_t, int64_t> share(int thread, int64_t count) const {
     const int64_t n = m.team->size();
     return {count * thread / n, count * (thread + 1) / n};
+  }
+  // What a thread prepares of `rows` rows of activations. Where it would not have as many rows as share a cache line of
+  // QuantizedBuffer::fields, it is a part of the inputs of all: those lines would travel between the cores.
+  Inputs inputs(int thread, int64_t rows, int64_t width) const {
+    const bool by_rows = rows >= kTokenPad * int64_t{m.team->size()};
+    const auto [first, last] = by_rows ? share(thread, rows) : std::pair{int64_t{0}, rows};
+    const auto [begin, end] = by_rows ? std::pair{int64_t{0}, width} : share(thread, (width + kUnit - 1) / kUnit);
+    if (by_rows) return {first, last, begin, end};
+    return {first, begin < end ? last : 0, begin * kUnit, std::min(end * kUnit, width)};
   }
 
   hd_model& m;

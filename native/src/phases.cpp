@@ -9,19 +9,14 @@ namespace herder {
 // Activations of a product: normed (norm given) or as they are, and what else is read (layout.h).
 Activations Pass::input(int thread, const float* x, int64_t stride, int64_t width, const float* norm, uint32_t reads,
                         QuantizedBuffer& shared, QuantizedBuffer& own, const Done& done) {
-  const Kernels& k = *m.kernels;
   FloatBuffer& normed = single_ ? m.own_normed[static_cast<size_t>(thread)] : m.normed;
   QuantizedBuffer& buffer = single_ ? own : shared;
-  const int64_t n = m.team->size();
-  const int64_t begin = single_ ? 0 : tokens_ * thread / n, end = single_ ? 1 : tokens_ * (thread + 1) / n;
-  for (int64_t t = begin; t < end; ++t) {
+  const Inputs mine = single_ ? Inputs{0, 1, 0, width} : inputs(thread, tokens_, width);
+  for (int64_t t = mine.first; t < mine.last; ++t) {
     if (t < rounded_ ? done.rounded : done.rest) continue;
     const float* row = x + t * stride;
-    if (norm) {
-      k.rms_norm(row, norm, width, m.config.norm_eps, normed.row(t));
-      row = normed.row(t);
-    }
-    buffer.prepare(k, row, width, t, prepared(t, reads));
+    if (norm) row = norm_part(thread, row, norm, width, mine, normed.row(t));
+    buffer.prepare(*m.kernels, row, mine.begin, mine.end, t, prepared(t, reads));
   }
   const bool idle = (done.rounded || rounded_ == 0) && (done.rest || rounded_ == tokens_);
   if (!single_ && !idle) wait();
@@ -29,6 +24,16 @@ Activations Pass::input(int thread, const float* x, int64_t stride, int64_t widt
   a.x = norm ? normed.data : x;
   a.stride = norm ? normed.stride : stride;
   return a;
+}
+
+// Norms a row and leaves in `out` the inputs that the thread prepares, which the returned row has, too.
+const float* Pass::norm_part(int thread, const float* x, const float* norm, int64_t width, const Inputs& part,
+                             float* out) {
+  const bool whole = part.begin == 0 && part.end == width;
+  float* row = whole ? out : m.own_normed[static_cast<size_t>(thread)].data;
+  m.kernels->rms_norm(x, norm, width, m.config.norm_eps, row);
+  if (!whole) std::copy(row + part.begin, row + part.end, out + part.begin);
+  return row;
 }
 
 // Calls run(first token, tokens, rounded, panel_begin, panel_end) until the phase's panels are done, for tokens
@@ -114,7 +119,9 @@ void Pass::rotate_and_store(int thread, int32_t index) {
   const hd_layer_plan& plan = layer.plan;
   const KvStore& store = plan.local ? m.kv_local : m.kv;
   for (int64_t item = total * thread / n; item < total * (thread + 1) / n; ++item) {
-    const int64_t t = item / per_token, head = item % per_token;
+    // head by head: neighbouring tokens' keys share cache lines
+    const int64_t first = item / (per_token * HD_PAGE_TOKENS) * HD_PAGE_TOKENS, i = item - first * per_token;
+    const int64_t count = std::min<int64_t>(tokens_ - first, HD_PAGE_TOKENS), t = first + i % count, head = i / count;
     const int32_t position = position_[static_cast<size_t>(t)];
     const float* cosine = m.rope_cos.data() + static_cast<size_t>(position) * static_cast<size_t>(half);
     const float* sine = m.rope_sin.data() + static_cast<size_t>(position) * static_cast<size_t>(half);

@@ -23,7 +23,7 @@ TEST(quantized_rows) {
       check_tables("quantize", [&](const Kernels& kernels) {
         QuantizedBuffer buffer;
         buffer.reserve(kernels, 1, n, kQuantized);
-        buffer.prepare(kernels, x.data(), n, 0, kQuantized);
+        buffer.prepare(kernels, x.data(), 0, n, 0, kQuantized);
         const Activations a = buffer.view();
         const auto units = pad_to(n, kUnit) / kUnit;
         std::vector<float> all(a.q, a.q + units * kUnit);
@@ -54,7 +54,7 @@ TEST(rounded_rows) {
       for (const Kernels* kernels : usable_kernels()) {
         QuantizedBuffer buffer;
         buffer.reserve(*kernels, 1, n, kRounded);
-        buffer.prepare(*kernels, x.data(), n, 0, kRounded);
+        buffer.prepare(*kernels, x.data(), 0, n, 0, kRounded);
         std::vector<float> actual;
         for (int64_t i = 0; i < padded; ++i)
           actual.push_back(kernels->rounded_bytes == 4 ? std::bit_cast<float>(load_u32(buffer.rounded + 4 * i))

@@ -223,7 +223,7 @@ struct Product {
     const uint32_t reads = round ? uint32_t{kRounded} : w.prepared();
     QuantizedBuffer buffer;
     buffer.reserve(kernels, first + tokens, w.cols, reads);
-    for (int64_t t = 0; t < tokens; ++t) buffer.prepare(kernels, x.data() + t * w.cols, w.cols, first + t, reads);
+    for (int64_t t = 0; t < tokens; ++t) buffer.prepare(kernels, x.data() + t * w.cols, 0, w.cols, first + t, reads);
     const GuardedCopy copy(buffer);
     Activations a = from_token(copy.view(), first, round);
     a.x = x.data();
@@ -269,7 +269,7 @@ void check_large_products(bool round) {
       QuantizedBuffer buffer;
       const uint32_t reads = round ? kRounded : kQuantized;
       buffer.reserve(kernels, kTokens, cols, reads);
-      for (int64_t t = 0; t < kTokens; ++t) buffer.prepare(kernels, x.data() + t * cols, cols, t, reads);
+      for (int64_t t = 0; t < kTokens; ++t) buffer.prepare(kernels, x.data() + t * cols, 0, cols, t, reads);
       std::vector<float> out(kTokens * kPanels * kLanes);
       Arena memory;
       kernels.matmul(w, from_token(buffer.view(), 0, round), kTokens, 1, kPanels, Store::kSet, out.data(),
@@ -319,7 +319,7 @@ TEST(every_half_and_bfloat_weight) {
       const float one = 1;
       QuantizedBuffer buffer;
       buffer.reserve(*kernels, 1, 1, w.prepared());
-      buffer.prepare(*kernels, &one, 1, 0, w.prepared());
+      buffer.prepare(*kernels, &one, 0, 1, 0, w.prepared());
       Activations a = buffer.view();
       a.x = &one;
       a.stride = 1;

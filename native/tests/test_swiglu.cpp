@@ -45,7 +45,7 @@ class Network {
     QuantizedBuffer buffer, plain, fused;
     buffer.reserve(kernels, first + tokens, gate_.cols, kRounded);
     for (int64_t t = 0; t < tokens; ++t)
-      buffer.prepare(kernels, x_.data() + t * gate_.cols, gate_.cols, first + t, kRounded);
+      buffer.prepare(kernels, x_.data() + t * gate_.cols, 0, gate_.cols, first + t, kRounded);
     const GuardedCopy inputs(buffer);
     const Activations a = from_token(inputs.view(), first, true);
     const Guarded scratch(std::max(kernels.matmul_scratch(gate_), kernels.matmul_scratch(up_)));
@@ -57,7 +57,7 @@ class Network {
     kernels.silu_mul(gate.data(), up.data(), tokens * width);
     for (QuantizedBuffer* out : {&plain, &fused}) out->reserve(kernels, first + tokens, gate_.rows, kRounded);
     for (int64_t t = 0; t < tokens; ++t)
-      plain.prepare(kernels, gate.data() + t * width, gate_.rows, first + t, kRounded);
+      plain.prepare(kernels, gate.data() + t * width, 0, gate_.rows, first + t, kRounded);
 
     // Panels outside begin .. end keep what was there; the last brings what fills up the unit.
     const int64_t filled = pad_to(gate_.rows, kUnit) / kLanes, last = end == gate_.panels ? filled : end;
