@@ -124,7 +124,14 @@ void Pass::reserve() {
 
 void Pass::plan_attention() {
   const Config& c = m.config;
-  const int32_t repeat = c.n_heads / c.n_kv_heads, tile = std::max(1, kQueryRows / repeat);
+  const int32_t repeat = c.n_heads / c.n_kv_heads, threads = m.team->size();
+  int32_t tile = std::max(1, kQueryRows / repeat);
+  const auto groups = [&](int32_t of) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < n_chunks_; ++i) n += (chunks_[i].n_tokens + of - 1) / of * c.n_kv_heads;
+    return n;
+  };
+  while (tile > 1 && tile * repeat > kLeastQueryRows && groups(tile) < kAttentionRows * threads) tile = (tile + 1) / 2;
   for (int32_t i = 0; i < n_chunks_; ++i) {
     const int32_t n = chunks_[i].n_tokens;
     for (int32_t first = (n - 1) / tile * tile; first >= 0; first -= tile)  // the longest rows first
@@ -132,7 +139,7 @@ void Pass::plan_attention() {
         attention_rows_.push_back({i, first, std::min(tile, n - first), g, 1, 0});
   }
   // Where there are few rows their keys are shared out: neighbouring items then read neighbouring memory.
-  const auto count = static_cast<int32_t>(attention_rows_.size()), threads = m.team->size();
+  const auto count = static_cast<int32_t>(attention_rows_.size());
   const int32_t wanted = threads == 1 ? 1 : (kAttentionItems * threads + count - 1) / count;
   int64_t partials = 0;
   for (int32_t part = 0; part < wanted; ++part) {
