@@ -30,15 +30,17 @@ def settings(entry: dict[str, Any]) -> str:
 
 
 def line(row: Row, found: Verdict) -> str:
-    def cell(entry: dict[str, Any], part: float | None) -> str:
-        return figure(row, entry) + (f" ({part:.0%})" if part is not None else "")
+    def cell(entry: dict[str, Any], part: float | None, dot_products: float | None = None) -> str:
+        parts = [f"{part:.0%}"] if part is not None else []
+        parts += [f"VNNI {dot_products:.0%}"] if dot_products is not None else []
+        return figure(row, entry) + (f" ({', '.join(parts)})" if parts else "")
 
     peer = "Herder without" if row.single else f"{found.theirs['engine']}, {settings(found.theirs)}"
     gate = {True: "yes", False: "**no**", None: "-"}[found.gate]
     word = {"stretch": "stretch", "goal": "goal", "below": f"below {row.goal:g}"}[found.word(row)]
     cells = [
         row.title,
-        f"{cell(found.ours, found.share)}, {found.ours['format']}",
+        f"{cell(found.ours, found.share, found.dot_products)}, {found.ours['format']}",
         f"{cell(found.theirs, found.their_share)}, {peer}",
         f"**{found.ratio:.2f}**",
         word,
@@ -90,7 +92,8 @@ def markdown(document: dict[str, Any], chart: str) -> str:
         f"![Herder's speed as a multiple of the best peer's]({chart})",
         "",
         "Tokens/s unless a unit is given: medians of rounds that interleave the engines. In brackets: the part of what "
-        "this machine allows, by its int8 peak (prefill) or read bandwidth (everything else), in the same run. "
+        "this machine allows, by its int8 peak (prefill) or read bandwidth (everything else), in the same run; "
+        "*VNNI* is the part of what 8-bit dot products (`vpdpbusd`) would give, were there no tiles. "
         "*Beside* is the fastest peer in the best setting that a first try found, among all of the row's formats. "
         "*Gate*: Herder's divergence on the default model is no more than the peer's (up to 5 %), at no more bits a "
         "weight; `-` where it was not measured.",

@@ -18,7 +18,7 @@ Quality = dict[str, Any]  # "ENGINE FORMAT" -> {"kl", "tokens", "version"}
 @dataclass(frozen=True)
 class Verdict:
     """ours, theirs: entries of the row's JSON. share, their_share: of `limit`; None where nothing bounds the figure.
-    gate: True, False, or None where the formats' quality was not measured."""
+    gate: True, False, or None where the formats' quality was not measured. dot_products: our dot_product_share()."""
 
     ours: dict[str, Any]
     theirs: dict[str, Any]
@@ -26,6 +26,7 @@ class Verdict:
     share: float | None
     their_share: float | None
     gate: bool | None
+    dot_products: float | None = None
 
     def word(self, row: Row) -> str:
         if self.ratio >= row.stretch:
@@ -67,8 +68,23 @@ def verdict(row: Row, result: dict[str, Any], quality: Quality) -> Verdict:
         gate = next((wanted for wanted in (True, None) if wanted in gates), False)
         ours = own[gates.index(gate)]
     return Verdict(
-        ours, theirs, seconds(theirs) / seconds(ours), share(row, result, ours), share(row, result, theirs), gate
+        ours,
+        theirs,
+        seconds(theirs) / seconds(ours),
+        share(row, result, ours),
+        share(row, result, theirs),
+        gate,
+        dot_product_share(row, result, ours),
     )
+
+
+def dot_product_share(row: Row, result: dict[str, Any], entry: dict[str, Any]) -> float | None:
+    """Prefill: the operations of the layers over the peak of AVX-512's 8-bit dot product, where that was measured. It
+    is what CPUs without tiles have, so a figure above 1 is one that they cannot reach."""
+    peak = result["limits"].get("vnni_ops")
+    if row.what != "prefill" or entry["format"] == "BF16" or not peak:
+        return None
+    return float(2 * row.tokens * result["model"]["layers"] / peak / seconds(entry))
 
 
 def share(row: Row, result: dict[str, Any], entry: dict[str, Any]) -> float | None:
@@ -77,12 +93,12 @@ def share(row: Row, result: dict[str, Any], entry: dict[str, Any]) -> float | No
     Prefill: the measured int8 peak over two operations a weight of the layers (the head works for the last token
     only); half that peak for bf16. Decode: the measured read bandwidth over the bytes of the file and, a stream, of
     16-bit keys and values; or the int8 peak with the head at work for every token, whichever is lower. A start: one
-    reading of the file. A forced instruction set's arithmetic has no measured limit, and speculation has none.
+    reading of the file. Speculation has no limit. Peaks are those of the instruction set that Herder may use.
     """
     limits, model = result["limits"], result["model"]
     size = entry["file_bytes"]
     took = seconds(entry)
-    if row.what == "speculate" or (row.what == "prefill" and row.isa):
+    if row.what == "speculate":
         return None
     if row.what == "start":
         return float(size / limits["bandwidth"] / took)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from herder.core.errors import HerderError, NumericError, OutOfMemory, UnsupportedModel, UsageError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 
 OK = 0
 ERR_ARGUMENT, ERR_MEMORY, ERR_FORMAT, ERR_NUMERIC, ERR_INTERNAL, ERR_INTERRUPTED = range(1, 7)
@@ -168,7 +168,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "hd_packed_bytes": (c_int32, [c_int32, c_int64, c_int64, c_int32, c_void_p, c_void_p]),
     "hd_pack": (c_int32, [c_void_p, c_int32, c_int32, c_void_p, c_size_t, c_void_p]),
     "hd_layout_version": (c_int32, []),
-    "hd_measure": (c_int32, [c_int32, c_size_t, c_double, c_void_p, c_void_p, c_void_p, c_void_p]),
+    "hd_measure": (c_int32, [c_int32, c_size_t, c_double, c_char_p, c_void_p, c_void_p, c_void_p, c_void_p]),
 }
 
 
@@ -242,13 +242,17 @@ class Measured(NamedTuple):
     f32_flops: float
 
 
-def measure(threads: int = 0, bytes_: int = 1 << 28, seconds: float = 0.5, path: str | None = None) -> Measured:
-    """Measures this machine with the core's own kernels; takes about 3 * seconds. bytes_: more than the caches hold."""
+def measure(
+    threads: int = 0, bytes_: int = 1 << 28, seconds: float = 0.5, isa: str | None = None, path: str | None = None
+) -> Measured:
+    """Measures this machine with the core's own kernels; takes about 3 * seconds. bytes_: more than the caches hold.
+    isa: of load_model. Raises UsageError for what cannot be measured."""
     core = library(path)
     error = Error()
     results = (c_double * 3)()
     addresses = [ctypes.addressof(results) + 8 * index for index in range(3)]
-    status = core.hd_measure(threads, bytes_, seconds, *addresses, ctypes.addressof(error))
+    name = None if isa is None else isa.encode()
+    status = core.hd_measure(threads, bytes_, seconds, name, *addresses, ctypes.addressof(error))
     if status:
         fail(status, error, UsageError)
     return Measured(*results)

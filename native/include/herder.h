@@ -24,7 +24,7 @@ extern "C" {
 #define HD_API __attribute__((visibility("default")))
 #endif
 
-#define HD_ABI_VERSION 4
+#define HD_ABI_VERSION 5
 #define HD_LAYOUT_VERSION 2 /* of what hd_pack writes: results stored under another are not used */
 #define HD_PAGE_TOKENS 32   /* tokens in one KV page; also the block over which attention reduces */
 
@@ -265,9 +265,9 @@ HD_API hd_status hd_pack(const hd_tensor* tensor, int32_t compute, int32_t threa
 HD_API int32_t hd_layout_version(void);
 
 /* Measured limits of this machine: read bandwidth over `bytes` (bytes/s), peak int8 operations/s and float32 FLOP/s,
- * all with `threads` threads, each for about `seconds`. */
-HD_API hd_status hd_measure(int32_t threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,
-                            double* f32_flops, hd_error* err);
+ * all with `threads` threads, each for about `seconds`. isa: of hd_model_create. */
+HD_API hd_status hd_measure(int32_t threads, size_t bytes, double seconds, const char* isa, double* bandwidth,
+                            double* int8_ops, double* f32_flops, hd_error* err);
 
 #ifdef __cplusplus
 }

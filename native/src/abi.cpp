@@ -107,15 +107,15 @@ hd_status hd_pack(const hd_tensor* tensor, int32_t compute, int32_t threads, voi
   });
 }
 
-hd_status hd_measure(int32_t threads, size_t bytes, double seconds, double* bandwidth, double* int8_ops,
-                     double* f32_flops, hd_error* err) {
+hd_status hd_measure(int32_t threads, size_t bytes, double seconds, const char* isa, double* bandwidth,
+                     double* int8_ops, double* f32_flops, hd_error* err) {
   if (threads < 0 || threads > 1024)
     return fail(err, HD_ERR_ARGUMENT, "threads is %d: must be between 0 and 1024", threads);
   if (threads == 0) threads = herder::usable_cores();
-  return guarded(err, [&] {
-    return herder::measure(*herder::select_kernels(nullptr), threads, bytes, seconds, bandwidth, int8_ops, f32_flops,
-                           err);
-  });
+  const herder::Kernels* kernels = herder::select_kernels(isa);
+  if (!kernels) return fail(err, HD_ERR_ARGUMENT, "isa is %.40s: not compiled in, or this CPU lacks it", isa);
+  return guarded(
+      err, [&] { return herder::measure(*kernels, threads, bytes, seconds, bandwidth, int8_ops, f32_flops, err); });
 }
 
 }  // extern "C"

@@ -74,13 +74,25 @@ def test_the_best_peer_counts_and_the_gate_chooses_our_format() -> None:
         ("prefill-1b", 0.5, 2 * 512 * 1e9 / 1e13 / 0.5),
         ("decode-1b", 4.0, 64 * (6e8 + (512 + 32) * 32768) / 3e10 / 4.0),
         ("start-8b", 1.0, 6e8 / 3e10 / 1.0),
-        ("avx2-prefill", 1.0, None),
+        ("avx2-prefill", 1.0, 2 * 512 * 1e9 / 1e13),
         ("edit", 1.0, None),
     ],
 )
 def test_shares_of_the_limit(name: str, seconds: float, expected: float | None) -> None:
     found = share(BY_NAME[name], result(), entry("Herder", "Q4_0", seconds))
     assert found == (None if expected is None else pytest.approx(expected))
+
+
+def test_prompts_are_compared_with_dot_products_too() -> None:
+    row, both = BY_NAME["prefill-1b"], [entry("Herder", "Q4_0", 0.5), entry("llama.cpp", "Q4_0", 1.0)]
+    measured = result(*both)
+    assert verdict(row, measured, {}).dot_products is None
+    measured["limits"] = LIMITS | {"vnni_ops": 3e12}
+    assert verdict(row, measured, {}).dot_products == pytest.approx(2 * 512 * 1e9 / 3e12 / 0.5)
+    assert verdict(BY_NAME["decode-1b"], measured, {}).dot_products is None
+    document = cpu.empty()
+    cpu.merge(document, "prefill-1b", measured, "2026-01-01")
+    assert "(20%, VNNI 68%), Q4_0 |" in markdown(document, "c.svg")
 
 
 def test_a_row_replaces_its_old_figures_and_no_other(tmp_path: Path) -> None:

@@ -168,3 +168,6 @@ def test_the_core_measures_this_machine() -> None:
     assert min(measured) > 0
     with pytest.raises(UsageError, match="threads"):
         abi.measure(threads=-1)
+    assert min(abi.measure(threads=1, bytes_=1 << 20, seconds=0.01, isa="portable")) > 0
+    with pytest.raises(UsageError, match="isa is sse9"):
+        abi.measure(threads=1, isa="sse9")
