@@ -21,9 +21,9 @@ namespace herder {
 constexpr int32_t kOutputRows = 32;           // output positions that go through the head together
 constexpr size_t kTokenBlockBytes = 1 << 20;  // int8 activations that stay in a core's L2 while panels stream past
 constexpr int64_t kStreamTokens = 12;         // up to this many tokens the weights' way from memory is what takes time
-constexpr int32_t kQueryRows = 48;            // query rows of an attention item at the most, and where there are few
-constexpr int32_t kLeastQueryRows = 16;       // tokens at the least, so that
-constexpr int32_t kAttentionRows = 4;         // a thread has so many groups of rows to choose from
+constexpr int32_t kQueryRows = 48;            // query rows that an attention item has at the most
+constexpr int32_t kLeastQueryRows = 16;       // as many fit a tile: fewer are not cut further
+constexpr int32_t kAttentionRows = 4;         // groups of query rows that a thread should have to choose from
 constexpr int32_t kAttentionItems = 16;       // items a thread should have to choose from, so that none waits long
 
 // A matrix product of a phase.
