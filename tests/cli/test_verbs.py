@@ -248,7 +248,7 @@ def test_bench_refuses_what_does_not_fit(run: Run, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(machine, "memory", lambda: machine.Memory(10**10, 10**9, False))
     result = run("bench", "--synthetic", "llama-3.1-8b@q4_0")
     assert result.code == 10
-    assert "the weights take 5.11 GB" in result.err and "1.00 GB of memory are free" in result.err
+    assert "the weights take 5.04 GB" in result.err and "1.00 GB of memory are free" in result.err
 
 
 def test_doctor(run: Run, fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
