@@ -101,7 +101,7 @@ template <int G, bool Min, int T>
 struct TileBlock {
   static constexpr int kGroups = kUnit / G, kPerScale = kActivationGroup / G;
   static constexpr int kBehind = 2, kRing = 4;  // units
-  static constexpr int kAsked = 6;              // lines a group: a unit has 9 to 20
+  static constexpr int kAsked = 6;              // lines a group; a unit has 9 (4 bits) to 18 (8 bits)
   using Ring = int32_t[kRing][kGroups][kPart];
   using Totals = F[T];
 
