@@ -62,11 +62,17 @@ void matmul_rounded(const PanelKernel<L, G, Min>& kernel, const Matrix& w, const
   }
 }
 #else
+constexpr int64_t kBf16Blocks = 20;  // of 32 inputs of a panel, at most, that a place for tiles has room for
+constexpr size_t kBf16TileBytes = 1024;
+constexpr size_t kBf16Place = kBf16Blocks * kBf16TileBytes;
+
 // The same for the panels of a product, as tiles of 32 inputs x 16 rows (1024 bytes). Eight rows and two inputs of each
 // share a vector, so that rounding two vectors into one leaves the words in their places.
 template <Layout L, int G, bool Min>
 class PanelTiles {
   using Panel = PanelKernel<L, G, Min>;
+  static constexpr unsigned kGroupPieces = Panel::kNibbles ? Panel::kQuads / 2 : Panel::kQuads;
+  static constexpr unsigned kUnitPieces = Panel::kGroups * kGroupPieces;
 
  public:
   PanelTiles(const Matrix& w, uint8_t* memory) : w_(w), memory_(memory) {
@@ -78,18 +84,29 @@ class PanelTiles {
 
   static constexpr bool kInPlace = false;
 
-  // Blocks [from, to) of 32 inputs, both even, in memory. next: what to ask for meanwhile.
-  const uint8_t* tiles(int64_t panel, int64_t from, int64_t to, Lines next) const {
-    const uint8_t* unit = lines(panel, from, to).at;
-    uint8_t* at = memory_;
-    for (int64_t block = from; block < to; block += 2, unit += Panel::kUnitBytes) {
-      next.ask(Panel::kUnitBytes / 64 + 1);
-      unrolled<Panel::kGroups>([&](auto g) __attribute__((always_inline)) {
-        group<g>(unit, at);
-        at += G * kLanes * 2;
-      });
-    }
-    return memory_;
+  // Blocks [from, to) of 32 inputs of a panel, both even, on their way to `tiles`, 64 bytes of codes at a time.
+  struct Work {
+    const uint8_t *tiles = nullptr, *unit = nullptr;
+    uint8_t* at = nullptr;
+    int64_t left = 0;    // pieces
+    unsigned piece = 0;  // of the unit
+    Lines next = {};     // to ask for meanwhile
+    bool done() const { return left == 0; }
+  };
+  // place: 0 or 1.
+  Work begin(int64_t panel, int64_t from, int64_t to, int place, Lines next) const {
+    uint8_t* at = memory_ + static_cast<size_t>(place) * kBf16Place;
+    return {at, lines(panel, from, to).at, at, pieces(to - from), 0, next};
+  }
+  int64_t pieces(int64_t blocks) const { return blocks * kRoundedBlock / kUnit * kUnitPieces; }
+  __attribute__((noinline)) void step(Work& work) const {
+    work.next.ask(Panel::kUnitBytes / 64 / kUnitPieces + 1);
+    codes(work.unit, work.piece, work.at);
+    --work.left;
+    if (++work.piece < kUnitPieces) return;
+    work.piece = 0;
+    work.unit += Panel::kUnitBytes;
+    work.at += kUnit * kLanes * 2;
   }
 
   // Where they lie.
@@ -109,23 +126,21 @@ class PanelTiles {
     return _mm512_add_epi32(first, _mm512_set1_epi32(8 * half));
   }
 
-  template <int g>
-  HD_INLINE void group(const uint8_t* unit, uint8_t* out) const {
+  // Eight inputs of the 16 rows, or four if codes are bytes.
+  HD_INLINE void codes(const uint8_t* unit, unsigned piece, uint8_t* out) const {
+    const unsigned g = piece / kGroupPieces, i = piece % kGroupPieces;
     const auto* scales = reinterpret_cast<const uint16_t*>(unit) + g * kLanes;
     const auto* minima = reinterpret_cast<const uint16_t*>(unit + Panel::kScaleBytes) + g * kLanes;
-    const uint8_t* codes = unit + Panel::kCodeOffset + static_cast<size_t>(g) * Panel::kGroupCodeBytes;
+    out += g * G * kLanes * 2 + i * 128;
     Rows rows[2];
     unrolled<2>([&](auto h) __attribute__((always_inline)) {
       rows[h].scale = _mm512_permutexvar_ps(twice(h), f_load_f16(scales).v);
       if constexpr (Min) rows[h].minimum = _mm512_permutexvar_ps(twice(h), f_load_f16(minima).v);
     });
-    unrolled<Panel::kNibbles ? Panel::kQuads / 2 : Panel::kQuads>([&](auto i) __attribute__((always_inline)) {
-      const __m512i raw = _mm512_loadu_si512(codes + 64 * i);
-      const __m512i low = _mm512_permutexvar_epi32(twice(0), raw), high = _mm512_permutexvar_epi32(twice(1), raw);
-      constexpr int kSecond = Panel::kQuads / 2;
-      quad<0>(low, high, rows, out + i * 128);
-      if constexpr (Panel::kNibbles) quad<4>(low, high, rows, out + (i + kSecond) * 128);
-    });
+    const __m512i raw = _mm512_loadu_si512(unit + Panel::kCodeOffset + static_cast<size_t>(piece) * 64);
+    const __m512i low = _mm512_permutexvar_epi32(twice(0), raw), high = _mm512_permutexvar_epi32(twice(1), raw);
+    quad<0>(low, high, rows, out);
+    if constexpr (Panel::kNibbles) quad<4>(low, high, rows, out + kGroupPieces * 128);
   }
 
   // The four inputs whose codes begin at bit `Shift` of the bytes: two vectors.

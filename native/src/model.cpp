@@ -225,6 +225,6 @@ size_t hd_model::work_bytes() const {
     for (const auto& b : *list) n += b.bytes();
   for (const auto* list : {&own_normed, &attention_scratch, &own_partials, &own_expert_in})
     for (const auto& b : *list) n += b.bytes();
-  for (const auto& b : matmul_scratch) n += b.size();
+  for (const auto& b : matmul_scratch) n += b.bytes();
   return n;
 }

@@ -122,7 +122,7 @@ struct hd_model {
   std::vector<herder::QuantizedBuffer> own_q_expert_in, own_q_expert_hidden;
   std::vector<herder::FloatBuffer> attention_scratch, own_partials;  // own_partials: of rows that one thread finishes
   herder::FloatBuffer attention_partials;                            // of rows whose keys are shared out
-  std::vector<std::vector<uint8_t>> matmul_scratch;
+  std::vector<herder::Mapping> matmul_scratch;
   std::vector<herder::SampleScratch> sample_scratch;
 
   std::atomic<bool> interrupt{false};

@@ -20,6 +20,9 @@ namespace herder {
 
 constexpr int32_t kOutputRows = 32;           // output positions that go through the head together
 constexpr size_t kTokenBlockBytes = 1 << 20;  // int8 activations that stay in a core's L2 while panels stream past
+constexpr int64_t kTokenTile = 32;            // tokens that bfloat16 tiles take at a time
+constexpr int64_t kShareTokens = 192;         // as few are a part of a prompt that threads of its own take
+constexpr int64_t kShareDim = 1024;           // up to this width of a model they do (135M: 1.13 times, 1B: 0.97)
 constexpr int64_t kStreamTokens = 12;         // up to this many tokens the weights' way from memory is what takes time
 constexpr int32_t kQueryRows = 48;            // query rows that an attention item has at the most
 constexpr int32_t kLeastQueryRows = 16;       // as many fit a tile: fewer are not cut further
@@ -65,6 +68,13 @@ inline int64_t token_block(const Matrix& w, bool rounded) {
                            static_cast<int64_t>(kTokenBlockBytes) / std::max<int64_t>(2 * w.padded_cols, 1) / 48 * 48);
 }
 
+// Parts of a phase's bfloat16 tokens, each with threads of its own: what a thread has written it then reads itself,
+// instead of fetching it from another core. Each part takes the weights apart for itself, so it pays only where a
+// token's activations are few for the products that it takes.
+inline int64_t token_shares(int64_t rounded, int64_t threads, int64_t dim) {
+  return dim > kShareDim ? 1 : std::clamp<int64_t>(rounded / kShareTokens, 1, threads);
+}
+
 // Panels of an item: the more, the more often a cached input is used.
 inline int64_t panel_step(const Matrix& w, bool rounded) { return in_bf16(w, rounded) ? 16 : 8; }
 
@@ -74,12 +84,15 @@ struct TokenRun {
   bool rounded;
   int64_t block, step, steps;
 
-  // panels: of this product; total: of the phase, which all threads share out.
-  TokenRun(int64_t begin, int64_t end, bool bf16, const Matrix& like, int64_t panels, int64_t total, int64_t threads)
+  // panels: of this product; total: of the phase, which all threads share out; shares: parts of the tokens that have
+  // threads of their own.
+  TokenRun(int64_t begin, int64_t end, bool bf16, const Matrix& like, int64_t panels, int64_t total, int64_t threads,
+           int64_t shares = 1)
       : first(begin), count(end - begin), rounded(bf16) {
-    block = std::clamp<int64_t>(count, 1, token_block(like, rounded));
+    const int64_t share = pad_to((count + shares - 1) / shares, kTokenTile);
+    block = std::clamp<int64_t>(std::min(share, count), 1, token_block(like, rounded));
     // even: kernels take panels in pairs
-    step = std::clamp<int64_t>(total / (threads * 8) / 2 * 2, 2, panel_step(like, rounded));
+    step = std::clamp<int64_t>(total * shares / (threads * 8) / 2 * 2, 2, panel_step(like, rounded));
     steps = (panels + step - 1) / step;
   }
   int64_t items() const { return (count + block - 1) / block * steps; }
@@ -148,10 +161,7 @@ class Pass {
   void residual(int thread, const Activations& a, const Matrix& w, const char* name, int32_t layer);
   void tap(int thread, const char* name, int32_t layer, const float* data, int64_t rows, int64_t cols, int64_t stride);
   void wait() { m.team->barrier().wait(); }
-  uint8_t* scratch(int thread) {  // of a product
-    uint8_t* s = m.matmul_scratch[static_cast<size_t>(thread)].data();
-    return s + (64 - reinterpret_cast<uintptr_t>(s) % 64) % 64;
-  }
+  uint8_t* scratch(int thread) { return m.matmul_scratch[static_cast<size_t>(thread)].data(); }  // of a product
   // What is prepared of a token whose products read `reads` (layout.h).
   uint32_t prepared(int64_t token, uint32_t reads) const {
     return token < rounded_ && (reads & kQuantized) ? (reads & ~uint32_t{kQuantized}) | kRounded : reads;
@@ -194,7 +204,12 @@ class Pass {
   bool stop_ = false;
   std::vector<hd_error> errors_;
 
-  Counter& next_counter(int thread) { return counters_[thread_phase_[static_cast<size_t>(thread) * 8]++]; }
+  // The first of `count` counters of the thread's next shared phase.
+  Counter* next_counters(int thread, int64_t count) {
+    size_t& next = thread_phase_[static_cast<size_t>(thread) * 8];
+    next += static_cast<size_t>(count);
+    return &counters_[next - static_cast<size_t>(count)];
+  }
 };
 
 bool all_finite(const float* x, int64_t n);

@@ -41,7 +41,6 @@ const float* Pass::norm_part(int thread, const float* x, const float* norm, int6
 template <class Run>
 void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t rounded, const Matrix& like, Run run) {
   const int64_t n = m.team->size();
-  Counter& next = next_counter(thread);
   if (tokens <= kStreamTokens) {
     // one contiguous run of weights a thread: memory streams best undisturbed
     const int64_t begin = total * thread / n, end = total * (thread + 1) / n;
@@ -49,14 +48,21 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t rounded, co
     if (rounded < tokens) run(rounded, tokens - rounded, false, begin, end);
     return;
   }
-  const TokenRun runs[] = {{0, rounded, true, like, total, total, n}, {rounded, tokens, false, like, total, total, n}};
-  for (int64_t item; (item = next.take(1)) < runs[0].items() + runs[1].items();) {
-    const bool second = item >= runs[0].items();
-    const TokenRun& r = runs[second];
-    const int64_t i = second ? item - runs[0].items() : item;
-    const int64_t token = i / r.steps * r.block, panel = i % r.steps * r.step;
+  const auto take = [&](const TokenRun& r, int64_t item) {
+    const int64_t token = item / r.steps * r.block, panel = item % r.steps * r.step;
     run(r.first + token, std::min(r.block, r.count - token), r.rounded, panel, std::min(panel + r.step, total));
+  };
+  const int64_t shares = token_shares(rounded, n, m.config.dim);
+  Counter* next = next_counters(thread, shares + 1);
+  const TokenRun first(0, rounded, true, like, total, total, n, shares);
+  const int64_t items = first.items();
+  for (int64_t i = 0; i < shares; ++i) {  // a thread's own share, then what is left of the others'
+    const int64_t share = (thread * shares / n + i) % shares;
+    const int64_t begin = items * share / shares, end = items * (share + 1) / shares;
+    for (int64_t item; (item = begin + next[share].take(1)) < end;) take(first, item);
   }
+  const TokenRun rest(rounded, tokens, false, like, total, total, n);
+  for (int64_t item; (item = next[shares].take(1)) < rest.items();) take(rest, item);
 }
 
 void Pass::products(int thread, const Activations& a, int64_t tokens, int64_t rounded,
@@ -164,7 +170,7 @@ void Pass::attend(int thread, int32_t index) {
   const int32_t hd = c.head_dim, repeat = c.n_heads / c.n_kv_heads;
   const FloatBuffer& own = m.own_partials[static_cast<size_t>(thread)];
   std::vector<AttentionRow> rows;
-  Counter& next = next_counter(thread);
+  Counter& next = *next_counters(thread, 1);
   KvView kv{};
   kv.base = store.base + layer.kv_offset;
   kv.page_stride = store.page_bytes;

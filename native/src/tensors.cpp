@@ -287,7 +287,7 @@ hd_status finish_model(hd_model& m, hd_error* err) {
       l.down_inputs |= expert[ExpertPart::kDown].prepared();
     }
   }
-  for (auto& s : m.matmul_scratch) s.assign(scratch + 64, 0);
+  for (auto& s : m.matmul_scratch) s = Mapping(scratch);
   m.experts.finish(m.team->size());
   m.finished = true;
   return HD_OK;
