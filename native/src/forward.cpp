@@ -117,7 +117,7 @@ void Pass::reserve() {
   if (!single_) m.q_attn_in.reserve(*m.kernels, tokens_, c.q_dim(), reads);
   const size_t output_blocks = output_rows_.size() / kOutputRows + 1;
   const auto phases = static_cast<size_t>(c.n_layers) * 6 + output_blocks * 3 + 4;
-  counters_ = std::vector<Counter>(phases * static_cast<size_t>(token_shares(rounded_, m.team->size(), c.dim) + 1));
+  counters_ = std::vector<Counter>(phases * static_cast<size_t>(token_shares(rounded_, m.team->size(), c.dim) + 2));
   thread_phase_.assign(static_cast<size_t>(m.team->size()) * 8, 0);
   errors_.assign(static_cast<size_t>(m.team->size()), hd_error{});
   plan_attention();

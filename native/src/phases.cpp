@@ -170,14 +170,19 @@ void Pass::attend(int thread, int32_t index) {
   const int32_t hd = c.head_dim, repeat = c.n_heads / c.n_kv_heads;
   const FloatBuffer& own = m.own_partials[static_cast<size_t>(thread)];
   std::vector<AttentionRow> rows;
-  Counter& next = *next_counters(thread, 1);
+  const int64_t n = m.team->size(), count = static_cast<int64_t>(items_.size());
+  // Threads that have the first tokens begin at the end, which has those (plan_attention).
+  const bool backwards = 2 * thread < n && token_shares(rounded_, n, c.dim) > 1;
+  Counter* const all = next_counters(thread, 3);
+  Counter& side = all[1 + backwards];
   KvView kv{};
   kv.base = store.base + layer.kv_offset;
   kv.page_stride = store.page_bytes;
   kv.head_dim = hd;
   kv.half = !c.float32;
-  for (int64_t i; (i = next.take(1)) < static_cast<int64_t>(items_.size());) {
-    const AttentionItem& item = items_[static_cast<size_t>(i)];
+  while (all->take(1) < count) {
+    const int64_t taken = side.take(1);
+    const AttentionItem& item = items_[static_cast<size_t>(backwards ? count - 1 - taken : taken)];
     const AttentionRows& group = attention_rows_[static_cast<size_t>(item.rows)];
     const hd_chunk& chunk = chunks_[group.chunk];
     const int64_t base = chunk_row_[static_cast<size_t>(group.chunk)];
