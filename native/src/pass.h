@@ -155,7 +155,7 @@ class Pass {
                     QuantizedBuffer& shared, QuantizedBuffer& own, const Done& done);
   bool fuses_swiglu(const Layer& l, bool rounded) const;
   template <class Run>
-  void panels(int thread, int64_t total, int64_t tokens, int64_t rounded, const Matrix& like, Run run);
+  void panels(int thread, int64_t total, int64_t tokens, int64_t rounded, int64_t shares, const Matrix& like, Run run);
   void products(int thread, const Activations& a, int64_t tokens, int64_t rounded, std::initializer_list<Product> list,
                 Store store);
   void residual(int thread, const Activations& a, const Matrix& w, const char* name, int32_t layer);

@@ -37,9 +37,10 @@ const float* Pass::norm_part(int thread, const float* x, const float* norm, int6
 }
 
 // Calls run(first token, tokens, rounded, panel_begin, panel_end) until the phase's panels are done, for tokens
-// [0, rounded) apart from the others.
+// [0, rounded) apart from the others, in `shares` parts that have threads of their own.
 template <class Run>
-void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t rounded, const Matrix& like, Run run) {
+void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t rounded, int64_t shares, const Matrix& like,
+                  Run run) {
   const int64_t n = m.team->size();
   if (tokens <= kStreamTokens) {
     // one contiguous run of weights a thread: memory streams best undisturbed
@@ -52,7 +53,6 @@ void Pass::panels(int thread, int64_t total, int64_t tokens, int64_t rounded, co
     const int64_t token = item / r.steps * r.block, panel = item % r.steps * r.step;
     run(r.first + token, std::min(r.block, r.count - token), r.rounded, panel, std::min(panel + r.step, total));
   };
-  const int64_t shares = token_shares(rounded, n, m.config.dim);
   Counter* next = next_counters(thread, shares + 1);
   const TokenRun first(0, rounded, true, like, total, total, n, shares);
   const int64_t items = first.items();
@@ -69,7 +69,8 @@ void Pass::products(int thread, const Activations& a, int64_t tokens, int64_t ro
                     std::initializer_list<Product> list, Store store) {
   int64_t total = 0;
   for (const Product& p : list) total += p.w->panels;
-  panels(thread, total, tokens, rounded, *list.begin()->w,
+  const int64_t shares = token_shares(rounded, m.team->size(), m.config.dim);
+  panels(thread, total, tokens, rounded, shares, *list.begin()->w,
          [&](int64_t token, int64_t n, bool round, int64_t begin, int64_t end) {
            const Activations block = from_token(a, token, round);
            int64_t first = 0;
@@ -252,7 +253,8 @@ void Pass::feed_forward(int thread, int32_t index) {
   Activations a = input(thread, m.x.data, m.x.stride, c.dim, l.ffn_norm, reads, m.q_dim_in, m.own_dim_in[self], {});
   tap(thread, "ffn_norm", index, single_ ? m.own_normed[0].data : m.normed.data, tokens_, c.dim, m.normed.stride);
   const Done done{fuses_swiglu(l, true), fuses_swiglu(l, false)};
-  panels(thread, l.gate.panels, tokens_, rounded_, l.gate,
+  // In one part: two matrices taken apart, and few bytes that go to another core.
+  panels(thread, l.gate.panels, tokens_, rounded_, 1, l.gate,
          [&](int64_t token, int64_t n, bool round, int64_t begin, int64_t end) {
            const Activations block = from_token(a, token, round);
            if (round ? done.rounded : done.rest)
