@@ -73,6 +73,7 @@ class PanelTiles {
   using Panel = PanelKernel<L, G, Min>;
   static constexpr unsigned kGroupPieces = Panel::kNibbles ? Panel::kQuads / 2 : Panel::kQuads;
   static constexpr unsigned kUnitPieces = Panel::kGroups * kGroupPieces;
+  static constexpr size_t kGroupTiles = static_cast<size_t>(G) * kLanes * 2;  // bytes
 
  public:
   PanelTiles(const Matrix& w, uint8_t* memory) : w_(w), memory_(memory) {
@@ -99,14 +100,34 @@ class PanelTiles {
     return {at, lines(panel, from, to).at, at, pieces(to - from), 0, next};
   }
   int64_t pieces(int64_t blocks) const { return blocks * kRoundedBlock / kUnit * kUnitPieces; }
+  // One piece.
   __attribute__((noinline)) void step(Work& work) const {
     work.next.ask(Panel::kUnitBytes / 64 / kUnitPieces + 1);
-    codes(work.unit, work.piece, work.at);
+    const unsigned g = work.piece / kGroupPieces, i = work.piece % kGroupPieces;
+    codes(group_codes(work.unit, g), i, Scales(work.unit, g), work.at + g * kGroupTiles);
     --work.left;
-    if (++work.piece < kUnitPieces) return;
-    work.piece = 0;
-    work.unit += Panel::kUnitBytes;
-    work.at += kUnit * kLanes * 2;
+    if (++work.piece == kUnitPieces) {
+      work.piece = 0;
+      work.unit += Panel::kUnitBytes;
+      work.at += Panel::kGroups * kGroupTiles;
+    }
+  }
+  // All that are left.
+  __attribute__((noinline)) void finish(Work& work) const {
+    while (work.piece != 0) step(work);
+    const uint8_t* unit = work.unit;
+    uint8_t* at = work.at;
+    Lines next = work.next;
+    for (int64_t left = work.left; left > 0; left -= kUnitPieces, unit += Panel::kUnitBytes) {
+      next.ask(Panel::kUnitBytes / 64 + 1);
+      unrolled<Panel::kGroups>([&](auto g) __attribute__((always_inline)) {
+        const Scales scales(unit, g);
+        unrolled<kGroupPieces>([&](auto i)
+                                   __attribute__((always_inline)) { codes(group_codes(unit, g), i, scales, at); });
+        at += kGroupTiles;
+      });
+    }
+    work.left = 0;
   }
 
   // Where they lie.
@@ -117,45 +138,51 @@ class PanelTiles {
   }
 
  private:
-  struct Rows {  // of a vector: the first eight or the last eight
-    __m512 scale, minimum;
-  };
-
   static HD_INLINE __m512i twice(int half) {
     const __m512i first = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
     return _mm512_add_epi32(first, _mm512_set1_epi32(8 * half));
   }
 
-  // Eight inputs of the 16 rows, or four if codes are bytes.
-  HD_INLINE void codes(const uint8_t* unit, unsigned piece, uint8_t* out) const {
-    const unsigned g = piece / kGroupPieces, i = piece % kGroupPieces;
-    const auto* scales = reinterpret_cast<const uint16_t*>(unit) + g * kLanes;
-    const auto* minima = reinterpret_cast<const uint16_t*>(unit + Panel::kScaleBytes) + g * kLanes;
-    out += g * G * kLanes * 2 + i * 128;
-    Rows rows[2];
-    unrolled<2>([&](auto h) __attribute__((always_inline)) {
-      rows[h].scale = _mm512_permutexvar_ps(twice(h), f_load_f16(scales).v);
-      if constexpr (Min) rows[h].minimum = _mm512_permutexvar_ps(twice(h), f_load_f16(minima).v);
-    });
-    const __m512i raw = _mm512_loadu_si512(unit + Panel::kCodeOffset + static_cast<size_t>(piece) * 64);
+  // Of a group: of a vector's rows, the first eight or the last eight.
+  struct Scales {
+    __m512 scale[2], minimum[2];
+
+    HD_INLINE Scales(const uint8_t* unit, unsigned group) {
+      const auto* scales = reinterpret_cast<const uint16_t*>(unit) + group * kLanes;
+      const auto* minima = reinterpret_cast<const uint16_t*>(unit + Panel::kScaleBytes) + group * kLanes;
+      unrolled<2>([&](auto h) __attribute__((always_inline)) {
+        scale[h] = _mm512_permutexvar_ps(twice(h), f_load_f16(scales).v);
+        if constexpr (Min) minimum[h] = _mm512_permutexvar_ps(twice(h), f_load_f16(minima).v);
+      });
+    }
+  };
+
+  static HD_INLINE const uint8_t* group_codes(const uint8_t* unit, unsigned group) {
+    return unit + Panel::kCodeOffset + size_t{group} * Panel::kGroupCodeBytes;
+  }
+
+  // Piece i of a group: eight inputs of the 16 rows, or four if codes are bytes.
+  HD_INLINE void codes(const uint8_t* group, unsigned i, const Scales& scales, uint8_t* out) const {
+    const __m512i raw = _mm512_loadu_si512(group + i * 64);
     const __m512i low = _mm512_permutexvar_epi32(twice(0), raw), high = _mm512_permutexvar_epi32(twice(1), raw);
-    quad<0>(low, high, rows, out);
-    if constexpr (Panel::kNibbles) quad<4>(low, high, rows, out + kGroupPieces * 128);
+    quad<0>(low, high, scales, out + i * 128);
+    if constexpr (Panel::kNibbles) quad<4>(low, high, scales, out + (i + kGroupPieces) * 128);
   }
 
   // The four inputs whose codes begin at bit `Shift` of the bytes: two vectors.
   template <int Shift>
-  HD_INLINE void quad(__m512i low, __m512i high, const Rows (&rows)[2], uint8_t* out) const {
+  HD_INLINE void quad(__m512i low, __m512i high, const Scales& scales, uint8_t* out) const {
     unrolled<2>([&](auto h) __attribute__((always_inline)) {
       constexpr int kFirst = Shift + 16 * h;
       const __m512i shift = _mm512_set1_epi64(static_cast<int64_t>(kFirst) | static_cast<int64_t>(kFirst + 8) << 32);
-      const __m512 a = weights(_mm512_srlv_epi32(low, shift), rows[0]);
-      const __m512 b = weights(_mm512_srlv_epi32(high, shift), rows[1]);
+      const __m512 a = weights<0>(_mm512_srlv_epi32(low, shift), scales);
+      const __m512 b = weights<1>(_mm512_srlv_epi32(high, shift), scales);
       _mm512_store_si512(out + h * 64, reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(b, a)));
     });
   }
 
-  HD_INLINE __m512 weights(__m512i codes, const Rows& rows) const {
+  template <int Half>
+  HD_INLINE __m512 weights(__m512i codes, const Scales& scales) const {
     __m512 level;
     if constexpr (Panel::kNibbles) {
       level = _mm512_permutexvar_ps(codes, levels_);  // looks at four bits of the index
@@ -163,8 +190,8 @@ class PanelTiles {
       level = _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_and_si512(codes, _mm512_set1_epi32(255))),
                             _mm512_set1_ps(static_cast<float>(w_.zero)));
     }
-    if constexpr (Min) return _mm512_fmadd_ps(level, rows.scale, rows.minimum);  // the product is exact
-    return _mm512_mul_ps(level, rows.scale);
+    if constexpr (Min) return _mm512_fmadd_ps(level, scales.scale[Half], scales.minimum[Half]);  // the product is exact
+    return _mm512_mul_ps(level, scales.scale[Half]);
   }
 
   const Matrix& w_;

@@ -18,7 +18,9 @@
 namespace herder::HD_ISA_NAMESPACE {
 
 constexpr int64_t kBf16Tokens = 512, kBf16Pairs = 8;  // whose sums wait together
-constexpr int kPairStride = 2 * kLanes;               // sums of a pair of panels: [32 tokens][2 panels][16 rows]
+constexpr int64_t kBf16Interleave =
+    8;  // from so many steps of 32 tokens on, a piece of a panel goes between two products
+constexpr int kPairStride = 2 * kLanes;  // sums of a pair of panels: [32 tokens][2 panels][16 rows]
 constexpr int kPairSums = 2 * 16 * kPairStride;
 constexpr size_t kBf16Sums = static_cast<size_t>(kBf16Tokens * kBf16Pairs * 2 * kLanes) * sizeof(float);
 constexpr size_t kBf16Scratch = kBf16Sums + 4 * kBf16Place;
@@ -41,6 +43,7 @@ class Bf16Panels {
   }
   int64_t pieces(int64_t blocks) const { return blocks; }
   void step(Work& work) const { work.rest.ask(kBf16TileBytes / 64); }
+  void finish(Work& work) const { work.rest.ask(work.rest.count()); }
   Lines lines(int64_t panel, int64_t from, int64_t to) const {
     const uint8_t* first = w_.data + static_cast<size_t>(panel) * w_.panel_bytes;
     return {first + static_cast<size_t>(from) * kBf16TileBytes, first + static_cast<size_t>(to) * kBf16TileBytes};
@@ -189,8 +192,8 @@ struct Bf16Tiles {
       }
     }
     void finish() {
-      while (!next[0].done()) rows.first.step(next[0]);
-      while (!next[1].done()) rows.second.step(next[1]);
+      rows.first.finish(next[0]);
+      rows.second.finish(next[1]);
     }
   };
 
@@ -240,6 +243,7 @@ struct Bf16Tiles {
   void block(int64_t token, int64_t tokens, int64_t first, int64_t last, float* memory) const {
     const bool few = tokens <= 32;
     const int64_t steps = (tokens + 31) / 32;
+    const bool interleave = steps >= kBf16Interleave;
     alignas(64) float results[2][kPairSums];
     Meanwhile meanwhile{rows};
     Part now = after({first - 1, 0, rows.blocks()}, first, last, false), then = after(now, first, last, !few);
@@ -258,12 +262,12 @@ struct Bf16Tiles {
     };
     begin(now, 0);
     int turn = 0;
-    for (int place = 1; now.pair < last; place = 1 - place) {
+    for (int place = interleave; now.pair < last; place = interleave - place) {
       meanwhile.finish();
       const uint8_t* w0 = meanwhile.next[0].tiles;
       const uint8_t* w1 = rows.has(now.pair, 1) ? meanwhile.next[1].tiles : w0;  // alone: computed twice, kept once
       begin(then, place);
-      meanwhile.pieces = 2 * rows.first.pieces(then.to - then.from);
+      meanwhile.pieces = interleave ? 2 * rows.first.pieces(then.to - then.from) : 0;
       meanwhile.products = steps * (now.to - now.from);
       meanwhile.due = 0;
       float* sums = memory + (now.pair - first) * steps * kPairSums;
