@@ -69,7 +69,7 @@ struct OneMatrix {
   int64_t panel(int64_t pair, int i) const { return begin + 2 * pair + i; }
   bool has(int64_t pair, int i) const { return panel(pair, i) < end; }
 
-  // Whether sums are results as they are, and may wait where those belong.
+  // Whether sums are results as they are.
   bool direct() const { return store == Store::kSet && !w.row_scale && !w.bias; }
   int64_t out_stride() const { return stride; }
   float* place(int64_t pair, int64_t token) const { return out + token * stride + panel(pair, 0) * kLanes; }
@@ -142,14 +142,14 @@ struct Bf16Tiles {
     _tile_zero(2);
     _tile_zero(3);
   }
-  // stride: floats from a token's sums to the next one's.
-  static HD_INLINE void get(const float* sums, int64_t stride) {
-    const float* second = sums + 16 * stride;
-    _tile_stream_loadd(0, sums, stride * 4);
-    _tile_stream_loadd(1, sums + kLanes, stride * 4);
-    _tile_stream_loadd(2, second, stride * 4);
-    _tile_stream_loadd(3, second + kLanes, stride * 4);
+  static HD_INLINE void get(const float* sums) {
+    const float* second = sums + 16 * kPairStride;
+    _tile_stream_loadd(0, sums, kPairStride * 4);
+    _tile_stream_loadd(1, sums + kLanes, kPairStride * 4);
+    _tile_stream_loadd(2, second, kPairStride * 4);
+    _tile_stream_loadd(3, second + kLanes, kPairStride * 4);
   }
+  // stride: floats from a token's sums to the next one's.
   static HD_INLINE void put(float* sums, int64_t stride) {
     float* second = sums + 16 * stride;
     _tile_stored(0, sums, stride * 4);
@@ -273,21 +273,20 @@ struct Bf16Tiles {
       float* sums = memory + (now.pair - first) * steps * kPairSums;
       for (int64_t t = 0; t < tokens; t += 32, sums += kPairSums) {
         asm volatile("" ::: "memory");  // loading a tile does not say what it reads: keep the stores above it
-        const bool direct = rows.direct() && t + 32 <= tokens && rows.has(now.pair, 1);
-        float* to = direct ? rows.place(now.pair, token + t) : sums;
-        const int64_t stride = direct ? rows.out_stride() : kPairStride;
         if (now.from == 0) {
           zero();
         } else if (!few) {
-          get(to, stride);
+          get(sums);
         }
         if (t + 16 < tokens) {
           add<true>(w0, w1, now.from, now.to, token + t, meanwhile);
         } else {
           add<false>(w0, w1, now.from, now.to, token + t, meanwhile);
         }
-        if (direct || now.to < rows.blocks()) {
-          if (!few || now.to == rows.blocks()) put(to, stride);
+        if (now.to < rows.blocks()) {
+          if (!few) put(sums, kPairStride);
+        } else if (rows.direct() && t + 32 <= tokens && rows.has(now.pair, 1)) {
+          put(rows.place(now.pair, token + t), rows.out_stride());
         } else {
           put(results[turn], kPairStride);
           meanwhile.results(results[turn], now.pair, token + t, tokens - t < 32 ? tokens - t : 32);
