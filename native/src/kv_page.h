@@ -16,8 +16,8 @@ constexpr int kPage = HD_PAGE_TOKENS;
 static_assert(kPage == 2 * kLanes);
 
 // The nearest multiple of 2^-40, then the upper 8 bits of it (Dekker 1971): a bfloat16. Products and sums of such
-// numbers are multiples of 2^-82, so nothing ever underflows, and it does not matter that tiles would flush what does.
-// Above 2^111 it is NaN.
+// numbers, and of them and weights (multiples of 2^-46, see f_exp_bf16), are multiples of 2^-86, so nothing ever
+// underflows, and it does not matter that tiles would flush what does. Above 2^111 it is NaN.
 HD_INLINE F f_bf16(F x) {
   const F grid = f_set1(0x1.8p-17f);
   x = f_sub(f_add(x, grid), grid);

@@ -76,6 +76,9 @@ HD_INLINE __m256 scale2_half(__m256 a, __m256i n) {
   return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)));
 }
 HD_INLINE F f_scale2(F a, I n) { HD_BOTH(F, scale2_half(a.v[0], n.v[0]), scale2_half(a.v[1], n.v[1])); }
+HD_INLINE __m256 exponent_half(__m256 a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); }
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { HD_BOTH(F, exponent_half(a.v[0]), exponent_half(a.v[1])); }
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   const __m256i n = _mm256_set1_epi32(limit - first);
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

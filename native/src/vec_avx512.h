@@ -62,6 +62,8 @@ HD_INLINE F f_scale2(F a, I n) {
   const __m512i e = _mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23);
   return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(e))};
 }
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))}; }
 // Keeps lane i of a where first + i < limit, else takes `other`.
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   const int32_t n = limit - first;

@@ -96,6 +96,8 @@ HD_INLINE float32x4_t scale2_quarter(float32x4_t a, int32x4_t n) {
   return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)));
 }
 HD_INLINE F f_scale2(F a, I n) { HD_QUARTERS(F, scale2_quarter(a.v[i], n.v[i])); }
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { HD_QUARTERS(F, vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a.v[i]), 23))); }
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   alignas(16) static constexpr int32_t kLane[4] = {0, 1, 2, 3};
   const int32x4_t lane = vld1q_s32(kLane);

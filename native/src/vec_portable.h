@@ -63,6 +63,15 @@ HD_INLINE float scale2_lane(float a, int32_t n) {
   return a * e;
 }
 HD_INLINE F f_scale2(F a, I n) { HD_LANES(F, scale2_lane(a.v[i], n.v[i])); }
+HD_INLINE float exponent_lane(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  bits <<= 23;
+  std::memcpy(&a, &bits, 4);
+  return a;
+}
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { HD_LANES(F, exponent_lane(a.v[i])); }
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   HD_LANES(F, i < limit - first ? a.v[i] : other.v[i]);
 }

@@ -195,6 +195,25 @@ static std::vector<double> plain_attention(const AttentionRow& row, int32_t dim,
   return out;
 }
 
+// The results of rows whose splits are shared out to `parts` calls, and one number behind them.
+static std::vector<float> attention_of(const Kernels& kernels, const Cache& cache, std::vector<AttentionRow> rows,
+                                       int32_t splits, int32_t parts) {
+  const auto dim = static_cast<size_t>(cache.head_dim);
+  const size_t floats = attention_partial(cache.head_dim), all = floats * static_cast<size_t>(parts);
+  std::vector<float> out(rows.size() * dim + 1, -7.0f), partials(all * rows.size()),
+      memory(attention_scratch(cache.head_dim) + 16);
+  float* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / 4;
+  for (int32_t part = parts - 1; part >= 0; --part) {
+    for (size_t r = 0; r < rows.size(); ++r)
+      rows[r].partial = partials.data() + r * all + static_cast<size_t>(part) * floats;
+    kernels.attention(rows.data(), static_cast<int32_t>(rows.size()), cache.view(), splits * part / parts,
+                      splits * (part + 1) / parts, scratch);
+  }
+  for (size_t r = 0; r < rows.size(); ++r)
+    kernels.attention_merge(partials.data() + r * all, parts, floats, cache.head_dim, out.data() + r * dim);
+  return out;
+}
+
 // Under a sanitizer memory is on trial, and everything takes thirty times as long: one head size of each kind of tail.
 #ifdef HERDER_SANITIZED
 constexpr std::array kDims = {24, 64};
@@ -227,23 +246,8 @@ TEST(attention) {
             rows.push_back({q.data() + int64_t{r} * dim, position, first, nullptr});
           }
           const int32_t splits = (length - 1) / (kSplitPages * HD_PAGE_TOKENS) + 1;
-          // the splits of a row, shared out to `parts` calls
           const auto run = [&](const Kernels& kernels, int32_t parts) {
-            const size_t floats = attention_partial(dim), all = floats * static_cast<size_t>(parts);
-            std::vector<float> out(q.size() + 1, -7.0f), partials(all * rows.size()),
-                memory(attention_scratch(dim) + 16);
-            float* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / 4;
-            std::vector<AttentionRow> mine = rows;
-            for (int32_t part = parts - 1; part >= 0; --part) {
-              for (size_t r = 0; r < rows.size(); ++r)
-                mine[r].partial = partials.data() + r * all + static_cast<size_t>(part) * floats;
-              kernels.attention(mine.data(), n, cache.view(), splits * part / parts, splits * (part + 1) / parts,
-                                scratch);
-            }
-            for (size_t r = 0; r < rows.size(); ++r)
-              kernels.attention_merge(partials.data() + r * all, parts, floats, dim,
-                                      out.data() + r * static_cast<size_t>(dim));
-            return out;
+            return attention_of(kernels, cache, rows, splits, parts);
           };
           check_tables("attention", [&](const Kernels& kernels) { return run(kernels, 1); });
           check_tables("attention in parts", [&](const Kernels& kernels) { return run(kernels, splits); });
@@ -258,6 +262,40 @@ TEST(attention) {
         }
       }
     }
+  }
+}
+
+// Values that are unit vectors show the weights of a split's keys, whose scores are those of key 0 less x.
+TEST(weights_are_exponentials_rounded_to_bfloat16) {
+  constexpr int32_t kKeys = kSplitPages * HD_PAGE_TOKENS;
+  constexpr size_t kSide = kKeys;
+  Random random{28};
+  std::vector<float> q(kSide), k(kSide * kSide), v(kSide * kSide);
+  for (size_t i = 0; i < 3; ++i) q[i] = 1;
+  for (size_t i = 0; i < kSide; ++i) v[i * kSide + i] = 1;
+  for (int round = 0; round < (kAll ? 40 : 4); ++round) {
+    std::vector<double> x(kSide);
+    for (size_t i = 1; i < kSide; ++i) {
+      x[i] = std::ldexp(random.below(1 << 23), -18 - round % 8);  // below 32, or a power of two less
+      double rest = -x[i];
+      for (size_t d = 0; d < 3; ++d) {  // 24 bits as three bfloat16, the sum of which is exact
+        k[i * kSide + d] = std::bit_cast<float>(std::bit_cast<uint32_t>(static_cast<float>(rest)) & 0xffff0000u);
+        rest -= double{k[i * kSide + d]};
+      }
+    }
+    if (round == 3) k[7 * kSide] = kNan;
+    const Cache cache(*kernels_portable(), kKeys, true, kKeys, k, v);
+    const auto run = [&](const Kernels& kernels) {
+      return attention_of(kernels, cache, {{q.data(), kKeys - 1, 0, nullptr}}, 1, 1);
+    };
+    check_tables("weights", run);
+    const std::vector<float> out = run(*kernels_portable());
+    for (size_t i = 0; i < kSide; ++i) {
+      const double weight = double{out[i]} / double{out[0]}, exact = std::exp(-x[i]);
+      const bool near = std::fabs(weight - exact) < exact * (0x1p-8 + 0x1p-13), none = exact < 0x1p-39 && weight == 0;
+      CHECK(round == 3 ? out[i] != out[i] : near || none);
+    }
+    k[7 * kSide] = 0;
   }
 }
 
