@@ -42,6 +42,8 @@ struct PageRange {
   HD_INLINE int32_t visible(int32_t page) const { return page + 1 == end ? tokens : kPage; }
 };
 
+HD_INLINE F query_scale(int32_t head_dim) { return f_set1(1.0f / __builtin_sqrtf(static_cast<float>(head_dim))); }
+
 // Products by fused multiply-adds.
 template <bool Half>
 struct FusedProducts {
@@ -113,11 +115,12 @@ struct FusedProducts {
   }
 
   static void begin(const AttentionRow* rows, int32_t n, int32_t head_dim, const AttentionScratch& s) {
+    const F scale = query_scale(head_dim);
     for (int32_t r = 0; r < n; ++r) {
       float* to = s.q + r * AttentionScratch::kQueryStride;
       for (int32_t d = 0; d < head_dim; d += kLanes) {
         const F q = head_dim - d < kLanes ? load_tail(rows[r].q + d, head_dim - d) : f_load(rows[r].q + d);
-        f_store(to + d, Half ? f_bf16(q) : q);
+        f_store(to + d, Half ? f_bf16(f_mul(q, scale)) : f_mul(q, scale));
       }
     }
   }

@@ -29,10 +29,11 @@ struct TileProducts {
     TileConfig config;
     for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = static_cast<uint8_t>(i <= 4 ? n : 16);
     asm volatile("ldtilecfg %0" ::"m"(config));
+    const F scale = query_scale(head_dim);
     for (int32_t r = 0; r < n; ++r)
       for (int32_t d = 0; d < head_dim; d += kInputs)
-        store(s.q + r * AttentionScratch::kQueryStride, d, f_bf16(f_load(rows[r].q + d)),
-              f_bf16(f_load(rows[r].q + d + kLanes)));
+        store(s.q + r * AttentionScratch::kQueryStride, d, f_bf16(f_mul(f_load(rows[r].q + d), scale)),
+              f_bf16(f_mul(f_load(rows[r].q + d + kLanes), scale)));
     asm volatile("" ::: "memory");  // GCC 12's _tile_loadd does not say that it reads memory
   }
 

@@ -50,6 +50,21 @@ HD_INLINE void f_store_f16(uint16_t* p, F a) {
 // The even (odd) ones of 32 bfloat16.
 HD_INLINE F f_even_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[2 * i])); }
 HD_INLINE F f_odd_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[2 * i + 1])); }
+HD_INLINE uint16_t upper_word(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  return static_cast<uint16_t>(bits >> 16);
+}
+// Stores floats that are bfloat16 as such: 16, or 32 of which a are the even ones.
+HD_INLINE void f_store_bf16(uint16_t* p, F a) {
+  for (int i = 0; i < 16; ++i) p[i] = upper_word(a.v[i]);
+}
+HD_INLINE void f_store_bf16_pairs(uint16_t* p, F a, F b) {
+  for (int i = 0; i < 16; ++i) {
+    p[2 * i] = upper_word(a.v[i]);
+    p[2 * i + 1] = upper_word(b.v[i]);
+  }
+}
 HD_INLINE F f_from_i(I a) { HD_LANES(F, static_cast<float>(a.v[i])); }
 HD_INLINE int32_t round_lane(float x) {
   // x86's answer for NaN and out-of-range values, so that damaged weights take the same path everywhere
