@@ -55,9 +55,9 @@ struct KvPage {
         const F row = n == kLanes ? f_load(x + d) : load_tail(x + d, n);
         return Half ? f_bf16(row) : row;
       };
-      write_keys(
-          block + static_cast<size_t>(d) * kEntry * kPage, n, slot,
-          count, [&](int32_t t) __attribute__((always_inline)) { return entries(k + t * stride); });
+      uint8_t* keys = block + (static_cast<size_t>(d) * kEntry * kPage + static_cast<size_t>(slot) * 4);
+      for (int32_t t = 0; t < count; ++t, keys += 4)
+        n == kLanes ? write_keys(keys, kLanes, entries(k + t * stride)) : write_keys(keys, n, entries(k + t * stride));
       uint8_t* value = block + values(head_dim) + static_cast<size_t>(d) * 4;
       for (int32_t t = 0; t < count;) {
         uint8_t* pair = value + static_cast<size_t>((slot + t) / 2) * value_pair(head_dim);
@@ -80,20 +80,16 @@ struct KvPage {
  private:
   static constexpr size_t kEntry = Half ? 2 : 4;
 
-  // n dimensions of keys. Either kind of entry makes rows of 4 bytes a token.
-  template <class Entries>
-  static HD_INLINE void write_keys(uint8_t* rows, int32_t n, int32_t slot, int32_t count, Entries entries) {
-    alignas(64) uint8_t token[kPage][kLanes * kEntry];
-    for (int32_t t = 0; t < count; ++t) {
-      if constexpr (Half) {
-        f_store_bf16(reinterpret_cast<uint16_t*>(token[t]), entries(t));
-      } else {
-        f_store(reinterpret_cast<float*>(token[t]), entries(t));
-      }
+  // n dimensions of a token's keys. Either kind of entry makes rows of 4 bytes a token.
+  static HD_INLINE void write_keys(uint8_t* rows, int32_t n, F x) {
+    alignas(64) uint8_t entries[kLanes * kEntry];
+    if constexpr (Half) {
+      f_store_bf16(reinterpret_cast<uint16_t*>(entries), x);
+    } else {
+      f_store(reinterpret_cast<float*>(entries), x);
     }
-    rows += static_cast<size_t>(slot) * 4;
-    for (size_t at = 0; at < static_cast<size_t>(n) * kEntry; at += 4, rows += 4 * kPage)
-      for (int32_t t = 0; t < count; ++t) std::memcpy(rows + static_cast<size_t>(t) * 4, token[t] + at, 4);
+    const size_t bytes = static_cast<size_t>(n) * kEntry;
+    for (size_t at = 0; at < bytes; at += 4) std::memcpy(rows + at * kPage, entries + at, 4);
   }
 };
 
