@@ -42,6 +42,8 @@ struct PageRange {
   HD_INLINE int32_t visible(int32_t page) const { return page + 1 == end ? tokens : kPage; }
 };
 
+HD_INLINE F query_scale(int32_t head_dim) { return f_set1(1.0f / __builtin_sqrtf(static_cast<float>(head_dim))); }
+
 // Products by fused multiply-adds.
 template <bool Half>
 struct FusedProducts {
@@ -113,11 +115,12 @@ struct FusedProducts {
   }
 
   static void begin(const AttentionRow* rows, int32_t n, int32_t head_dim, const AttentionScratch& s) {
+    const F scale = query_scale(head_dim);
     for (int32_t r = 0; r < n; ++r) {
       float* to = s.q + r * AttentionScratch::kQueryStride;
       for (int32_t d = 0; d < head_dim; d += kLanes) {
         const F q = head_dim - d < kLanes ? load_tail(rows[r].q + d, head_dim - d) : f_load(rows[r].q + d);
-        f_store(to + d, Half ? f_bf16(q) : q);
+        f_store(to + d, Half ? f_bf16(f_mul(q, scale)) : f_mul(q, scale));
       }
     }
   }
@@ -135,9 +138,11 @@ struct FusedProducts {
     }
   }
 
-  static HD_INLINE F weight(F p) { return Half ? f_bf16(p) : p; }
-  static HD_INLINE void store_weights(const AttentionScratch& s, int32_t row, int32_t key, F p) {
-    f_store(s.scores + row * AttentionScratch::kKeyStride + key, p);
+  // x: the score less the largest of the row
+  static HD_INLINE F weight(F x) { return Half ? f_exp_bf16(x) : f_exp(x); }
+  static HD_INLINE void store_weights(float* row, int32_t key, F first, F second) {  // of a page
+    f_store(row + key, first);
+    f_store(row + key + kLanes, second);
   }
 
   static void values(int32_t n, const KvView& kv, const PageRange& range, int32_t first_page,
@@ -156,36 +161,52 @@ struct FusedProducts {
   }
 };
 
-// Softmax of a row over the keys of [begin, end) that it sees, [low, high): weights, 0 for the others, in place of
-// scores. All are counted from the split's first key; begin and end are whole pages.
+// The keys of a tile of rows in a split, [begin, end), and those that a row sees, [low, high). All are counted from the
+// split's first key; begin and end are whole pages.
+struct KeyRange {
+  int32_t begin, end, low, high;
+  HD_INLINE int32_t to() const { return high < end ? high : end; }
+  HD_INLINE int32_t from() const {  // of the first page to look at
+    const int32_t seen = low > begin ? low / kPage * kPage : begin;
+    return seen < to() ? seen : to();
+  }
+  // x where the row sees the keys `key` and on, else `hidden`.
+  HD_INLINE F visible(F x, int32_t key, F hidden) const {
+    if (key >= low && key + kLanes <= high) return x;
+    return f_keep_below(hidden, key, low, f_keep_below(x, key, high, hidden));
+  }
+};
+
+HD_INLINE float largest(const float* scores, const KeyRange& keys) {
+  const F minus = f_set1(-__builtin_inff());
+  F top[2] = {minus, minus};
+  for (int32_t key = keys.from(); key < keys.to(); key += kPage)
+    for (int i = 0; i < 2; ++i) {
+      const int32_t at = key + i * kLanes;
+      top[i] = f_max(top[i], keys.visible(f_load(scores + at), at, minus));
+    }
+  return lanes_max(f_max(top[0], top[1]));
+}
+
+// Makes weights of scores, in place, and 0 for keys that the row does not see. Returns their sum.
 template <class Products>
-HD_INLINE void softmax_row(const AttentionScratch& s, int32_t row, int32_t begin, int32_t end, int32_t low,
-                           int32_t high, float& peak, float& sum) {
-  const F minus = f_set1(-__builtin_inff()), zero = f_zero();
-  float* scores = s.scores + row * AttentionScratch::kKeyStride;
-  const int32_t to = high < end ? high : end, seen = low > begin ? low / kLanes * kLanes : begin;
-  const int32_t from = seen < to ? seen : to;
-  F top = minus;
-  for (int32_t key = from; key < to; key += kLanes) {
-    F x = f_load(scores + key);
-    if (key + kLanes > high) x = f_keep_below(x, key, high, minus);
-    if (key < low) x = f_keep_below(minus, key, low, x);
-    top = f_max(top, x);
-  }
-  peak = lanes_max(top);
-  const F shift = f_set1(peak);
+HD_INLINE float softmax(float* row, const KeyRange& keys, float peak) {
+  const F shift = f_set1(peak), zero = f_zero();
+  const int32_t from = keys.from(), to = keys.to();
   F total = zero;
-  int32_t key = begin;
-  for (; key < from; key += kLanes) Products::store_weights(s, row, key, zero);
-  for (; key < to; key += kLanes) {
-    F p = Products::weight(f_exp(f_sub(f_load(scores + key), shift)));
-    if (key + kLanes > high) p = f_keep_below(p, key, high, zero);
-    if (key < low) p = f_keep_below(zero, key, low, p);
-    total = f_add(total, p);
-    Products::store_weights(s, row, key, p);
+  int32_t key = keys.begin;
+  for (; key < from; key += kPage) Products::store_weights(row, key, zero, zero);
+  for (; key < to; key += kPage) {
+    F p[2];
+    for (int i = 0; i < 2; ++i) {
+      const int32_t at = key + i * kLanes;
+      p[i] = keys.visible(Products::weight(f_sub(f_load(row + at), shift)), at, zero);
+      total = f_add(total, p[i]);
+    }
+    Products::store_weights(row, key, p[0], p[1]);
   }
-  for (; key < end; key += kLanes) Products::store_weights(s, row, key, zero);
-  sum = lanes_sum(total);
+  for (; key < keys.end; key += kPage) Products::store_weights(row, key, zero, zero);
+  return lanes_sum(total);
 }
 
 // Brings a row's partial result and another split's to the larger maximum and adds them.
@@ -223,9 +244,14 @@ void attention_split(const AttentionRow* rows, int32_t n, const KvView& kv, int3
   Products::scores(n, kv, range, first_page, s);
   const int32_t padded = KvPage<true>::padded(kv.head_dim);
   float peak[kAttentionTile], sum[kAttentionTile];
+  const auto keys = [&](int32_t r) __attribute__((always_inline)) {
+    return KeyRange{(range.begin - first_page) * kPage, (range.end - first_page) * kPage, rows[r].first - first_key,
+                    rows[r].position + 1 - first_key};
+  };
+  // all maxima first: a row's weights would wait for its own
+  for (int32_t r = 0; r < n; ++r) peak[r] = largest(s.scores + r * AttentionScratch::kKeyStride, keys(r));
   for (int32_t r = 0; r < n; ++r)
-    softmax_row<Products>(s, r, (range.begin - first_page) * kPage, (range.end - first_page) * kPage,
-                          rows[r].first - first_key, rows[r].position + 1 - first_key, peak[r], sum[r]);
+    sum[r] = softmax<Products>(s.scores + r * AttentionScratch::kKeyStride, keys(r), peak[r]);
   Products::values(n, kv, range, first_page, s);
   for (int32_t r = 0; r < n; ++r) merge(rows[r].partial, s.values + r * padded, peak[r], sum[r], padded);
 }

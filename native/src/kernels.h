@@ -13,7 +13,7 @@ enum class Store : int32_t { kSet, kAdd };  // kAdd: out += result (residual)
 
 // One query row of attention: a head of a token.
 struct AttentionRow {
-  const float* q;    // [head_dim], already rotated and scaled by 1/sqrt(head_dim)
+  const float* q;    // [head_dim], already rotated; attention scales it by 1/sqrt(head_dim)
   int32_t position;  // keys 0..position are visible
   int32_t first;     // first visible key (sliding window, chunked attention)
   float* partial;    // attention_partial(head_dim) floats: values, then the maximum and the sum they are relative to
@@ -61,8 +61,9 @@ struct Kernels {
   void (*route)(const float* logits, int32_t count, int32_t active, hd_router, int32_t* expert, float* weight);
   // Half-split rotation of one head: pairs (i, i + half).
   void (*rope)(float* head, const float* cos, const float* sin, int32_t half);
-  // Writes k, v (one head of one token) at slot `slot` of a page's head block.
-  void (*kv_write)(uint8_t* head_block, int32_t head_dim, bool half, int32_t slot, const float* k, const float* v);
+  // Writes k, v (one head of `count` tokens, rows `stride` floats apart) from slot `slot` of a page's head block on.
+  void (*kv_write)(uint8_t* head_block, int32_t head_dim, bool half, int32_t slot, int32_t count, const float* k,
+                   const float* v, int64_t stride);
   // The partial results of splits [begin, end) of the keys (attention.h). rows share one KV head and one sequence;
   // scratch: attention_scratch(head_dim) floats, 64-byte aligned.
   void (*attention)(const AttentionRow* rows, int32_t n_rows, const KvView&, int32_t begin, int32_t end,

@@ -128,6 +128,7 @@ class Pass {
   void body(int thread);
   void layer(int thread, int32_t index);
   void rotate_and_store(int thread, int32_t index);
+  void store(int32_t index, int64_t kv_head, int64_t t, int64_t end);
   void attend(int thread, int32_t index);
   void feed_forward(int thread, int32_t index);
   void outputs(int thread);

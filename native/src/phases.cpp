@@ -120,47 +120,47 @@ void Pass::rotate_and_store(int thread, int32_t index) {
   const Config& c = m.config;
   const Kernels& k = *m.kernels;
   const int64_t per_token = c.n_heads + c.n_kv_heads, total = tokens_ * per_token, n = m.team->size();
+  const int64_t end = total * (thread + 1) / n;
   const int32_t hd = c.head_dim, half = hd / 2;
-  const float scale = 1.0f / std::sqrt(static_cast<float>(hd));
-  const Layer& layer = m.layers[static_cast<size_t>(index)];
-  const hd_layer_plan& plan = layer.plan;
-  const KvStore& store = plan.local ? m.kv_local : m.kv;
-  for (int64_t item = total * thread / n; item < total * (thread + 1) / n; ++item) {
-    // head by head: neighbouring tokens' keys share cache lines
+  const hd_layer_plan& plan = m.layers[static_cast<size_t>(index)].plan;
+  for (int64_t item = total * thread / n, run; item < end; item += run) {
+    // head by head, tokens of a page's number together: neighbouring tokens' keys share cache lines
     const int64_t first = item / (per_token * HD_PAGE_TOKENS) * HD_PAGE_TOKENS, i = item - first * per_token;
     const int64_t count = std::min<int64_t>(tokens_ - first, HD_PAGE_TOKENS), t = first + i % count, head = i / count;
-    const int32_t position = position_[static_cast<size_t>(t)];
-    const float* cosine = m.rope_cos.data() + static_cast<size_t>(position) * static_cast<size_t>(half);
-    const float* sine = m.rope_sin.data() + static_cast<size_t>(position) * static_cast<size_t>(half);
-    if (head < c.n_heads) {
-      float* q = m.q.row(t) + head * hd;
-      if (plan.rope) k.rope(q, cosine, sine, half);
-      if (plan.qk_norm) k.rms_norm(q, m.ones.data(), hd, c.norm_eps, q);
-      if (plan.temperature)
-        for (int32_t i = 0; i < hd; ++i) q[i] *= temperature_[static_cast<size_t>(t)];
-      if (!m.tap)
-        for (int32_t i = 0; i < hd; ++i) q[i] *= scale;
-      continue;
+    run = std::min(count - i % count, end - item);
+    const bool query = head < c.n_heads;
+    for (int64_t j = t; j < t + run; ++j) {
+      float* x = query ? m.q.row(j) + head * hd : m.k.row(j) + (head - c.n_heads) * hd;
+      const auto angle = static_cast<size_t>(position_[static_cast<size_t>(j)]) * static_cast<size_t>(half);
+      if (plan.rope) k.rope(x, m.rope_cos.data() + angle, m.rope_sin.data() + angle, half);
+      if (plan.qk_norm) k.rms_norm(x, m.ones.data(), hd, c.norm_eps, x);
+      if (query && plan.temperature)
+        for (int32_t d = 0; d < hd; ++d) x[d] *= temperature_[static_cast<size_t>(j)];
     }
-    const int64_t g = head - c.n_heads;
-    float* key = m.k.row(t) + g * hd;
-    if (plan.rope) k.rope(key, cosine, sine, half);
-    if (plan.qk_norm) k.rms_norm(key, m.ones.data(), hd, c.norm_eps, key);
-    const hd_chunk& chunk = chunks_[token_chunk_[static_cast<size_t>(t)]];
-    const int32_t page = (plan.local ? chunk.local_pages : chunk.pages)[position / HD_PAGE_TOKENS];
-    uint8_t* block = store.base + layer.kv_offset + static_cast<size_t>(page) * store.page_bytes +
-                     static_cast<size_t>(g) * m.kv_head_bytes;
-    k.kv_write(block, hd, !c.float32, position % HD_PAGE_TOKENS, key, m.v.row(t) + g * hd);
+    if (!query) store(index, head - c.n_heads, t, t + run);
   }
   wait();
-  if (m.tap) {
-    tap(thread, "attn.q", index, m.q.data, tokens_, c.q_dim(), m.q.stride);
-    tap(thread, "attn.k", index, m.k.data, tokens_, c.kv_dim(), m.k.stride);
-    tap(thread, "attn.v", index, m.v.data, tokens_, c.kv_dim(), m.v.stride);
-    if (thread == 0)
-      for (int64_t t = 0; t < tokens_; ++t)
-        for (int64_t i = 0; i < c.q_dim(); ++i) m.q.row(t)[i] *= scale;
-    wait();
+  tap(thread, "attn.q", index, m.q.data, tokens_, c.q_dim(), m.q.stride);
+  tap(thread, "attn.k", index, m.k.data, tokens_, c.kv_dim(), m.k.stride);
+  tap(thread, "attn.v", index, m.v.data, tokens_, c.kv_dim(), m.v.stride);
+}
+
+// Writes keys and values of tokens [t, end) to their pages, those that share a page together.
+void Pass::store(int32_t index, int64_t kv_head, int64_t t, int64_t end) {
+  const Layer& layer = m.layers[static_cast<size_t>(index)];
+  const KvStore& to = layer.plan.local ? m.kv_local : m.kv;
+  const int32_t hd = m.config.head_dim;
+  for (int64_t next; t < end; t = next) {
+    const int32_t position = position_[static_cast<size_t>(t)], in_chunk = token_chunk_[static_cast<size_t>(t)];
+    const int32_t slot = position % HD_PAGE_TOKENS;
+    for (next = t + 1; next < end && next - t < HD_PAGE_TOKENS - slot; ++next)
+      if (token_chunk_[static_cast<size_t>(next)] != in_chunk) break;
+    const hd_chunk& chunk = chunks_[in_chunk];
+    const int32_t page = (layer.plan.local ? chunk.local_pages : chunk.pages)[position / HD_PAGE_TOKENS];
+    uint8_t* block = to.base + layer.kv_offset + static_cast<size_t>(page) * to.page_bytes +
+                     static_cast<size_t>(kv_head) * m.kv_head_bytes;
+    m.kernels->kv_write(block, hd, !m.config.float32, slot, static_cast<int32_t>(next - t), m.k.row(t) + kv_head * hd,
+                        m.v.row(t) + kv_head * hd, m.k.stride);
   }
 }
 

@@ -70,12 +70,26 @@ HD_INLINE F f_odd_bf16(const uint16_t* p) {
   HD_BOTH(F, _mm256_castsi256_ps(_mm256_and_si256(bf16_pairs(p), m)),
           _mm256_castsi256_ps(_mm256_and_si256(bf16_pairs(p + 16), m)));
 }
+// Stores floats that are bfloat16 as such: 16, or 32 of which a are the even ones.
+HD_INLINE __m256i upper_words(__m256 a) { return _mm256_srli_epi32(_mm256_castps_si256(a), 16); }
+HD_INLINE void f_store_bf16(uint16_t* p, F a) {
+  const __m256i words = _mm256_packus_epi32(upper_words(a.v[0]), upper_words(a.v[1]));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(words, 0xd8));
+}
+HD_INLINE void f_store_bf16_pairs(uint16_t* p, F a, F b) {
+  for (int i = 0; i < 2; ++i)
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p + 16 * i),
+                        _mm256_blend_epi16(upper_words(a.v[i]), _mm256_castps_si256(b.v[i]), 0xaa));
+}
 HD_INLINE F f_from_i(I a) { HD_BOTH(F, _mm256_cvtepi32_ps(a.v[0]), _mm256_cvtepi32_ps(a.v[1])); }
 HD_INLINE I i_round(F a) { HD_BOTH(I, _mm256_cvtps_epi32(a.v[0]), _mm256_cvtps_epi32(a.v[1])); }
 HD_INLINE __m256 scale2_half(__m256 a, __m256i n) {
   return _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23)));
 }
 HD_INLINE F f_scale2(F a, I n) { HD_BOTH(F, scale2_half(a.v[0], n.v[0]), scale2_half(a.v[1], n.v[1])); }
+HD_INLINE __m256 exponent_half(__m256 a) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(a), 23)); }
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { HD_BOTH(F, exponent_half(a.v[0]), exponent_half(a.v[1])); }
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   const __m256i n = _mm256_set1_epi32(limit - first);
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

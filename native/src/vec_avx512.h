@@ -56,12 +56,23 @@ HD_INLINE F f_even_bf16(const uint16_t* p) {
 HD_INLINE F f_odd_bf16(const uint16_t* p) {
   return {_mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(p), _mm512_set1_epi32(-65536)))};
 }
+// Stores floats that are bfloat16 as such: 16, or 32 of which a are the even ones.
+HD_INLINE void f_store_bf16(uint16_t* p, F a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_castps_si512(a.v), 16)));
+}
+HD_INLINE void f_store_bf16_pairs(uint16_t* p, F a, F b) {
+  const __m512i even = _mm512_srli_epi32(_mm512_castps_si512(a.v), 16);
+  _mm512_storeu_si512(p, _mm512_mask_blend_epi16(0xaaaaaaaa, even, _mm512_castps_si512(b.v)));
+}
 HD_INLINE F f_from_i(I a) { return {_mm512_cvtepi32_ps(a.v)}; }
 HD_INLINE I i_round(F a) { return {_mm512_cvtps_epi32(a.v)}; }
 HD_INLINE F f_scale2(F a, I n) {
   const __m512i e = _mm512_slli_epi32(_mm512_add_epi32(n.v, _mm512_set1_epi32(127)), 23);
   return {_mm512_mul_ps(a.v, _mm512_castsi512_ps(e))};
 }
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(a.v), 23))}; }
 // Keeps lane i of a where first + i < limit, else takes `other`.
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   const int32_t n = limit - first;

@@ -85,6 +85,24 @@ HD_INLINE F f_even_bf16(const uint16_t* p) {
 HD_INLINE F f_odd_bf16(const uint16_t* p) {
   HD_QUARTERS(F, vreinterpretq_f32_u32(vandq_u32(bf16_pairs(p + 8 * i), vdupq_n_u32(0xffff0000u))));
 }
+// Stores floats that are bfloat16 as such: 16, or 32 of which a are the even ones.
+HD_INLINE uint16x4_t upper_words(float32x4_t a) { return vshrn_n_u32(vreinterpretq_u32_f32(a), 16); }
+HD_INLINE void f_store_bf16(uint16_t* p, F a) {
+  vst1_u16(p, upper_words(a.v[0]));
+  vst1_u16(p + 4, upper_words(a.v[1]));
+  vst1_u16(p + 8, upper_words(a.v[2]));
+  vst1_u16(p + 12, upper_words(a.v[3]));
+}
+HD_INLINE void store_bf16_pairs(uint16_t* p, float32x4_t a, float32x4_t b) {
+  // b with a's upper half shifted into its lower one
+  vst1q_u16(p, vreinterpretq_u16_u32(vsriq_n_u32(vreinterpretq_u32_f32(b), vreinterpretq_u32_f32(a), 16)));
+}
+HD_INLINE void f_store_bf16_pairs(uint16_t* p, F a, F b) {
+  store_bf16_pairs(p, a.v[0], b.v[0]);
+  store_bf16_pairs(p + 8, a.v[1], b.v[1]);
+  store_bf16_pairs(p + 16, a.v[2], b.v[2]);
+  store_bf16_pairs(p + 24, a.v[3], b.v[3]);
+}
 HD_INLINE F f_from_i(I a) { HD_QUARTERS(F, vcvtq_f32_s32(a.v[i])); }
 HD_INLINE int32x4_t round_quarter(float32x4_t a) {
   // fcvtns saturates and makes NaN 0: x86's answer to NaN and to 2^31 and above is INT32_MIN
@@ -96,6 +114,8 @@ HD_INLINE float32x4_t scale2_quarter(float32x4_t a, int32x4_t n) {
   return vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23)));
 }
 HD_INLINE F f_scale2(F a, I n) { HD_QUARTERS(F, scale2_quarter(a.v[i], n.v[i])); }
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { HD_QUARTERS(F, vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(a.v[i]), 23))); }
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   alignas(16) static constexpr int32_t kLane[4] = {0, 1, 2, 3};
   const int32x4_t lane = vld1q_s32(kLane);

@@ -50,6 +50,21 @@ HD_INLINE void f_store_f16(uint16_t* p, F a) {
 // The even (odd) ones of 32 bfloat16.
 HD_INLINE F f_even_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[2 * i])); }
 HD_INLINE F f_odd_bf16(const uint16_t* p) { HD_LANES(F, bf16_to_f32(p[2 * i + 1])); }
+HD_INLINE uint16_t upper_word(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  return static_cast<uint16_t>(bits >> 16);
+}
+// Stores floats that are bfloat16 as such: 16, or 32 of which a are the even ones.
+HD_INLINE void f_store_bf16(uint16_t* p, F a) {
+  for (int i = 0; i < 16; ++i) p[i] = upper_word(a.v[i]);
+}
+HD_INLINE void f_store_bf16_pairs(uint16_t* p, F a, F b) {
+  for (int i = 0; i < 16; ++i) {
+    p[2 * i] = upper_word(a.v[i]);
+    p[2 * i + 1] = upper_word(b.v[i]);
+  }
+}
 HD_INLINE F f_from_i(I a) { HD_LANES(F, static_cast<float>(a.v[i])); }
 HD_INLINE int32_t round_lane(float x) {
   // x86's answer for NaN and out-of-range values, so that damaged weights take the same path everywhere
@@ -63,6 +78,15 @@ HD_INLINE float scale2_lane(float a, int32_t n) {
   return a * e;
 }
 HD_INLINE F f_scale2(F a, I n) { HD_LANES(F, scale2_lane(a.v[i], n.v[i])); }
+HD_INLINE float exponent_lane(float a) {
+  uint32_t bits;
+  std::memcpy(&bits, &a, 4);
+  bits <<= 23;
+  std::memcpy(&a, &bits, 4);
+  return a;
+}
+// The number with an exponent field of a's lower 8 bits, and nothing else.
+HD_INLINE F f_exponent(F a) { HD_LANES(F, exponent_lane(a.v[i])); }
 HD_INLINE F f_keep_below(F a, int32_t first, int32_t limit, F other) {
   HD_LANES(F, i < limit - first ? a.v[i] : other.v[i]);
 }

@@ -150,8 +150,8 @@ struct Cache {
     for (int32_t i = 0; i < length; ++i) {
       const auto page = static_cast<size_t>(pages[static_cast<size_t>(i / HD_PAGE_TOKENS)]);
       const auto at = static_cast<size_t>(i) * static_cast<size_t>(dim);
-      kernels.kv_write(memory.data() + (2 * page + 1) * head_bytes, dim, half, i % HD_PAGE_TOKENS, k.data() + at,
-                       v.data() + at);
+      kernels.kv_write(memory.data() + (2 * page + 1) * head_bytes, dim, half, i % HD_PAGE_TOKENS, 1, k.data() + at,
+                       v.data() + at, dim);
     }
   }
 
@@ -179,11 +179,12 @@ static std::vector<double> plain_attention(const AttentionRow& row, int32_t dim,
     return double{half ? bf16_to_f32(static_cast<uint16_t>((std::bit_cast<uint32_t>(x) + 0x8000u) >> 16)) : x};
   };
   std::vector<double> out(n);
+  const float scale = 1.0f / std::sqrt(static_cast<float>(dim));
   double sum = 0, peak = -HUGE_VAL;
   for (int pass = 0; pass < 2; ++pass) {
     for (auto key = static_cast<size_t>(row.first); key <= static_cast<size_t>(row.position); ++key) {
       double score = 0;
-      for (size_t d = 0; d < n; ++d) score += entry(row.q[d]) * entry(k[key * n + d]);
+      for (size_t d = 0; d < n; ++d) score += entry(row.q[d] * scale) * entry(k[key * n + d]);
       peak = std::max(peak, score);
       if (pass == 0) continue;
       const double weight = std::exp(score - peak);
@@ -195,6 +196,25 @@ static std::vector<double> plain_attention(const AttentionRow& row, int32_t dim,
   return out;
 }
 
+// The results of rows whose splits are shared out to `parts` calls, and one number behind them.
+static std::vector<float> attention_of(const Kernels& kernels, const Cache& cache, std::vector<AttentionRow> rows,
+                                       int32_t splits, int32_t parts) {
+  const auto dim = static_cast<size_t>(cache.head_dim);
+  const size_t floats = attention_partial(cache.head_dim), all = floats * static_cast<size_t>(parts);
+  std::vector<float> out(rows.size() * dim + 1, -7.0f), partials(all * rows.size()),
+      memory(attention_scratch(cache.head_dim) + 16);
+  float* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / 4;
+  for (int32_t part = parts - 1; part >= 0; --part) {
+    for (size_t r = 0; r < rows.size(); ++r)
+      rows[r].partial = partials.data() + r * all + static_cast<size_t>(part) * floats;
+    kernels.attention(rows.data(), static_cast<int32_t>(rows.size()), cache.view(), splits * part / parts,
+                      splits * (part + 1) / parts, scratch);
+  }
+  for (size_t r = 0; r < rows.size(); ++r)
+    kernels.attention_merge(partials.data() + r * all, parts, floats, cache.head_dim, out.data() + r * dim);
+  return out;
+}
+
 // Under a sanitizer memory is on trial, and everything takes thirty times as long: one head size of each kind of tail.
 #ifdef HERDER_SANITIZED
 constexpr std::array kDims = {24, 64};
@@ -203,6 +223,34 @@ constexpr std::array kRows = {1, 7, 16, 35};
 constexpr std::array kDims = {8, 24, 32, 64, 80, 96, 128};
 constexpr std::array kRows = {1, 2, 3, 4, 7, 12, 16, 35};
 #endif
+
+TEST(tokens_are_written_alike_together_and_one_by_one) {
+  Random random{29};
+  for (const int32_t dim : kDims) {
+    for (const bool half : {true, false}) {
+      const int64_t stride = dim + 5;
+      const std::vector<float> k = normals(random, HD_PAGE_TOKENS * stride),
+                               v = normals(random, HD_PAGE_TOKENS * stride);
+      for (const Kernels* kernels : usable_kernels()) {
+        std::vector<uint8_t> page(kv_head_bytes(dim, half));
+        const auto write = [&](std::vector<uint8_t>& to, int32_t slot, int32_t count) {
+          kernels->kv_write(to.data(), dim, half, slot, count, k.data() + slot * stride, v.data() + slot * stride,
+                            stride);
+        };
+        for (int32_t slot = 0; slot < HD_PAGE_TOKENS; ++slot) write(page, slot, 1);
+        for (int round = 0; round < 40; ++round) {
+          const int32_t slot = random.below(HD_PAGE_TOKENS), count = 1 + random.below(HD_PAGE_TOKENS - slot);
+          std::vector<uint8_t> together(page.size(), 0x55), singly = together, again = page;
+          write(together, slot, count);
+          for (int32_t t = slot; t < slot + count; ++t) write(singly, t, 1);
+          write(again, slot, count);
+          check_same(*kernels, "kv_write", singly, together);
+          check_same(*kernels, "kv_write among others", page, again);
+        }
+      }
+    }
+  }
+}
 
 TEST(attention) {
   Random random{26};
@@ -227,23 +275,8 @@ TEST(attention) {
             rows.push_back({q.data() + int64_t{r} * dim, position, first, nullptr});
           }
           const int32_t splits = (length - 1) / (kSplitPages * HD_PAGE_TOKENS) + 1;
-          // the splits of a row, shared out to `parts` calls
           const auto run = [&](const Kernels& kernels, int32_t parts) {
-            const size_t floats = attention_partial(dim), all = floats * static_cast<size_t>(parts);
-            std::vector<float> out(q.size() + 1, -7.0f), partials(all * rows.size()),
-                memory(attention_scratch(dim) + 16);
-            float* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64 / 4;
-            std::vector<AttentionRow> mine = rows;
-            for (int32_t part = parts - 1; part >= 0; --part) {
-              for (size_t r = 0; r < rows.size(); ++r)
-                mine[r].partial = partials.data() + r * all + static_cast<size_t>(part) * floats;
-              kernels.attention(mine.data(), n, cache.view(), splits * part / parts, splits * (part + 1) / parts,
-                                scratch);
-            }
-            for (size_t r = 0; r < rows.size(); ++r)
-              kernels.attention_merge(partials.data() + r * all, parts, floats, dim,
-                                      out.data() + r * static_cast<size_t>(dim));
-            return out;
+            return attention_of(kernels, cache, rows, splits, parts);
           };
           check_tables("attention", [&](const Kernels& kernels) { return run(kernels, 1); });
           check_tables("attention in parts", [&](const Kernels& kernels) { return run(kernels, splits); });
@@ -258,6 +291,40 @@ TEST(attention) {
         }
       }
     }
+  }
+}
+
+// Values that are unit vectors show the weights of a split's keys, whose scores are those of key 0 less x.
+TEST(weights_are_exponentials_rounded_to_bfloat16) {
+  constexpr int32_t kKeys = kSplitPages * HD_PAGE_TOKENS, kDim = 1024;
+  constexpr size_t kSide = kKeys;
+  Random random{28};
+  std::vector<float> q(kDim), k(kSide * kDim), v(kSide * kDim);
+  for (size_t i = 0; i < 3; ++i) q[i] = 32;  // sqrt(kDim)
+  for (size_t i = 0; i < kSide; ++i) v[i * kDim + i] = 1;
+  for (int round = 0; round < (kAll ? 40 : 4); ++round) {
+    std::vector<double> x(kSide);
+    for (size_t i = 1; i < kSide; ++i) {
+      x[i] = std::ldexp(random.below(1 << 23), -18 - round % 8);  // below 32, or a power of two less
+      double rest = -x[i];
+      for (size_t d = 0; d < 3; ++d) {  // 24 bits as three bfloat16, the sum of which is exact
+        k[i * kDim + d] = std::bit_cast<float>(std::bit_cast<uint32_t>(static_cast<float>(rest)) & 0xffff0000u);
+        rest -= double{k[i * kDim + d]};
+      }
+    }
+    if (round == 3) k[7 * kDim] = kNan;
+    const Cache cache(*kernels_portable(), kDim, true, kKeys, k, v);
+    const auto run = [&](const Kernels& kernels) {
+      return attention_of(kernels, cache, {{q.data(), kKeys - 1, 0, nullptr}}, 1, 1);
+    };
+    check_tables("weights", run);
+    const std::vector<float> out = run(*kernels_portable());
+    for (size_t i = 0; i < kSide; ++i) {
+      const double weight = double{out[i]} / double{out[0]}, exact = std::exp(-x[i]);
+      const bool near = std::fabs(weight - exact) < exact * (0x1p-8 + 0x1p-13), none = exact < 0x1p-39 && weight == 0;
+      CHECK(round == 3 ? out[i] != out[i] : near || none);
+    }
+    k[7 * kDim] = 0;
   }
 }
 
@@ -278,7 +345,7 @@ TEST(every_kind_of_float_becomes_bfloat16) {
     std::vector<uint8_t> block(kv_head_bytes(128, true));
     bool agree = true;
     for (size_t i = 0; i < values.size() && agree; i += 128) {
-      kernels->kv_write(block.data(), 128, true, 0, values.data() + i, values.data() + i);
+      kernels->kv_write(block.data(), 128, true, 0, 1, values.data() + i, values.data() + i, 128);
       const uint8_t* stored = block.data() + block.size() / 2;
       for (size_t d = 0; d < 128; ++d) {
         const uint16_t key = load_u16(block.data() + d / 2 * 128 + d % 2 * 2), value = load_u16(stored + 4 * d);
