@@ -114,6 +114,9 @@ struct FusedProducts {
     if (n - row == 1) run.template operator()<1>(row);
   }
 
+  static void configure(int32_t) {}
+  static void finish() {}
+
   static void begin(const AttentionRow* rows, int32_t n, int32_t head_dim, const AttentionScratch& s) {
     const F scale = query_scale(head_dim);
     for (int32_t r = 0; r < n; ++r) {
@@ -219,12 +222,13 @@ HD_INLINE void merge(float* total, const float* values, float peak, float sum, i
     total_sum = sum;
     return;
   }
-  const float top = peak > total_peak ? peak : total_peak;
-  const float a = exp_one(total_peak - top), b = exp_one(peak - top);
+  const bool higher = peak > total_peak;
+  const float less = exp_one(higher ? total_peak - peak : peak - total_peak), a = higher ? less : 1,
+              b = higher ? 1 : less;
   for (int32_t d = 0; d < padded; d += kLanes)
     f_store(total + d, f_fma(f_load(total + d), f_set1(a), f_mul(f_load(values + d), f_set1(b))));
   total_sum = __builtin_fmaf(total_sum, a, sum * b);
-  total_peak = top;
+  if (higher) total_peak = peak;
 }
 
 template <class Products>
@@ -259,9 +263,14 @@ void attention_split(const AttentionRow* rows, int32_t n, const KvView& kv, int3
 template <class Products>
 HD_INLINE void attention_with(const AttentionRow* rows, int32_t n, const KvView& kv, int32_t begin, int32_t end,
                               const AttentionScratch& s) {
+  int32_t configured = 0;
   for (int32_t split = begin; split < end; ++split)
-    for (int32_t r = 0; r < n; r += kAttentionTile)
-      attention_split<Products>(rows + r, n - r < kAttentionTile ? n - r : kAttentionTile, kv, split, s);
+    for (int32_t r = 0; r < n; r += kAttentionTile) {
+      const int32_t tile = n - r < kAttentionTile ? n - r : kAttentionTile;
+      if (tile != configured) Products::configure(configured = tile);
+      attention_split<Products>(rows + r, tile, kv, split, s);
+    }
+  Products::finish();
 }
 
 inline void attention_merge(float* partials, int32_t count, size_t stride, int32_t head_dim, float* out) {

@@ -25,10 +25,14 @@ struct TileProducts {
   }
 
   // Tiles 0-3: results, a row for each query. Tile 4: queries or weights. Tiles 5-7: keys or values, 16 pairs.
-  static void begin(const AttentionRow* rows, int32_t n, int32_t head_dim, const AttentionScratch& s) {
+  static void configure(int32_t n) {
     TileConfig config;
     for (int i = 0; i < 8; ++i) config.row_bytes[i] = 64, config.rows[i] = static_cast<uint8_t>(i <= 4 ? n : 16);
     asm volatile("ldtilecfg %0" ::"m"(config));
+  }
+  static void finish() { _tile_release(); }
+
+  static void begin(const AttentionRow* rows, int32_t n, int32_t head_dim, const AttentionScratch& s) {
     const F scale = query_scale(head_dim);
     for (int32_t r = 0; r < n; ++r)
       for (int32_t d = 0; d < head_dim; d += kInputs)
@@ -122,7 +126,6 @@ struct TileProducts {
     int32_t d = 0;
     for (; d + 4 * kLanes <= kv.head_dim; d += 4 * kLanes) add_values<4>(kv, range, first_page, d, last, s);
     if (d < kv.head_dim) add_values<2>(kv, range, first_page, d, last, s);
-    _tile_release();
     asm volatile("" ::: "memory");
   }
 };

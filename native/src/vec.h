@@ -71,15 +71,15 @@ HD_INLINE F f_exp(F x) {
 // into a number whose last place is 2^-7, and so rounds p to 8 bits, ties to even. Everything is 2^87 times as large,
 // so that the exponent field of 2^n is n + 40: a sum that rounds to n leaves it in its lower bits, and n = -40 makes 0.
 HD_INLINE F f_exp_bf16(F x) {
-  constexpr float kLarge = 0x1p87f, kInteger = 0x1.8p23f, kEighth = 0x1.8p16f;  // what has a last place of 1, of 2^-7
+  constexpr float kLarge = 0x1p87f, kUnits = 0x1.8p23f, k128ths = 0x1.8p16f;  // what has a last place of 1, of 2^-7
   const F t = f_max(f_set1(-40.0f), f_fma(x, f_set1(1.44269504088896341f), f_set1(-0.49994966f)));
-  const F n = f_add(t, f_set1(kInteger + 40));
-  const F r = f_sub(t, f_sub(n, f_set1(kInteger + 40)));
+  const F n = f_add(t, f_set1(kUnits + 40));
+  const F r = f_sub(t, f_sub(n, f_set1(kUnits + 40)));
   F p = f_set1(7.8021802e-2f * kLarge);
   p = f_fma(p, r, f_set1(3.4309196e-1f * kLarge));
   p = f_fma(p, r, f_set1(9.8038489e-1f * kLarge));
-  p = f_fma(p, r, f_set1((kEighth + 1.4140625f) * kLarge));
-  return f_mul(f_sub(p, f_set1(kEighth * kLarge)), f_exponent(n));
+  p = f_fma(p, r, f_set1((k128ths + 1.4140625f) * kLarge));
+  return f_mul(f_sub(p, f_set1(k128ths * kLarge)), f_exponent(n));
 }
 
 }  // namespace herder::HD_ISA_NAMESPACE
