@@ -4,9 +4,9 @@
 // in a batch, and no item holds both kinds.
 //
 // A phase's work is cut into items that threads take as they come free, in narrow models beginning with tokens of their
-// own (token_shares); an output is always computed whole, by one thread, in one order, so neither the cut nor the number
-// of threads can change a bit of it. A lone token (plain decode) prepares its activations on every thread for itself
-// instead of waiting at two more barriers a layer.
+// own (token_shares); an output is always computed whole, by one thread, in one order, so neither the cut nor the
+// number of threads can change a bit of it. A lone token (plain decode) prepares its activations on every thread for
+// itself instead of waiting at two more barriers a layer.
 #pragma once
 
 #include <initializer_list>
