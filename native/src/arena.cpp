@@ -14,7 +14,7 @@ constexpr size_t kBlock = size_t{64} << 20;  // small pieces share blocks; untou
 
 Mapping::Mapping(size_t bytes) : bytes_(bytes) {
   if (bytes > SIZE_MAX / 2) throw std::bad_alloc();
-  const bool huge = bytes >= kHugePage / 8;  // the rest of the page is lost, but only as address space until touched
+  const bool huge = bytes >= kHugePage / 8;  // what is left of the last one is lost: up to 2 MB
   if (huge) bytes = (bytes + kHugePage - 1) / kHugePage * kHugePage;
   mapped_ = huge ? bytes + kHugePage : bytes + !bytes;
   base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
